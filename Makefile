@@ -1,0 +1,19 @@
+# Both targets set up .venv by themselves. PYTHON picks the interpreter; TORCH a torch build, e.g. TORCH=torch==2.5.1
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test
+demo: $(VENV)/.ready
+	$(RUN) train.py demo
+
+test: $(VENV)/.ready
+	$(RUN) -m pytest -q
+
+$(VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q --upgrade pip
+	$(RUN) -m pip install -q "$(TORCH)" setuptools wheel
+	$(RUN) -m pip install -q -e ".[standalone,test]"
+	touch $(VENV)/.ready

@@ -1,0 +1,131 @@
+"""The command line as a person uses it: real processes, real files."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from hotlora.trainer.cli import main
+from hotlora.trainer.lora_file import load_lora
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def run(*arguments, cwd=ROOT, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    return subprocess.run([sys.executable, str(ROOT / "train.py"), *map(str, arguments)], cwd=cwd, env=environment, capture_output=True,
+                          text=True, encoding="utf-8", timeout=600, **options)
+
+
+@pytest.fixture
+def yaml(gallery, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"train_data_dir: '{gallery}'\nname: face\ntrigger: sks\nsteps: 12\nbatch_size: 2\nlora_rank: 4\nsave_steps: 3\n"
+                    f"save_dtype: fp32\nlearning_rate: 1e-3\noutput_dir: '{tmp_path / 'out'}'\n", encoding="utf-8")
+    return path
+
+
+def test_the_example_settings_run_as_they_are(tmp_path):
+    done = run("--config", "configs/my_lora_config.yaml", "--set", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    weights, metadata = load_lora(tmp_path / "out" / "my_lora.safetensors")
+    assert all(key.endswith(("to_q", "to_v")) for key in weights) and metadata["ss_network_dim"] == "16"
+    assert (tmp_path / "out" / "my_lora-000100.safetensors").exists() and "<lora:my_lora:0.8>" in done.stdout
+
+
+def test_train_then_generate_then_inspect(yaml, tmp_path):
+    assert run("--config", yaml).returncode == 0
+    out = tmp_path / "out"
+    pictures = {}
+    for weight in (0, 0.7):
+        done = run("generate", "--base", "demo", "--lora-dir", out, "--prompt", f"a photo of sks <lora:face:{weight}>", "--seed", "1",
+                   "--steps", "4", "--out", tmp_path / f"{weight}.png")
+        assert done.returncode == 0, done.stderr
+        pictures[weight] = Image.open(tmp_path / f"{weight}.png").tobytes()
+    assert pictures[0] != pictures[0.7]
+    shown = json.loads(run("inspect", out / "face.safetensors", "--json").stdout)
+    assert shown["trigger"] == "sks"
+    assert "rank 4" in run("inspect", out / "face.safetensors").stdout
+
+
+def test_kill_at_any_moment_and_resume_is_bit_identical(yaml, tmp_path):
+    """SIGKILL at several random moments, then resume until done; no file that a reader finds is ever damaged."""
+    assert run("--config", yaml, "--set", f"output_dir={tmp_path / 'straight'}").returncode == 0
+    straight = load_lora(tmp_path / "straight" / "face.safetensors")[0]
+    out, rng = tmp_path / "out", random.Random(4)
+    killed, resume = 0, []
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), "--config", str(yaml), *resume], cwd=ROOT,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        began, seen = time.monotonic(), len(list(out.glob("*.state")))
+        while process.poll() is None and time.monotonic() - began < 300 and len(list(out.glob("*.state"))) <= min(seen, 1):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.5))
+        if process.poll() is None:
+            process.kill()
+            killed += 1
+        process.wait()
+        for file in out.glob("*.safetensors"):
+            load_lora(file)
+        if (out / "face.safetensors").exists():
+            break
+        resume = ["--resume"]
+    assert killed >= 1
+    if not (out / "face.safetensors").exists():
+        done = run("--config", yaml, "--resume")
+        assert done.returncode == 0, done.stderr
+    resumed = load_lora(out / "face.safetensors")[0]
+    assert resumed.keys() == straight.keys()
+    for key in straight:
+        assert torch.equal(resumed[key]["up"], straight[key]["up"]) and torch.equal(resumed[key]["down"], straight[key]["down"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT as a terminal does")
+def test_ctrl_c_stops_saves_and_says_how_to_go_on(yaml, tmp_path):
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), "--config", str(yaml), "--set", "steps=100000"], cwd=ROOT,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    began = time.monotonic()
+    while not list((tmp_path / "out").glob("*.state")) and time.monotonic() - began < 300:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 3 and "--resume" in output and "stopped after step" in output
+    load_lora(tmp_path / "out" / "face.safetensors")
+
+
+def test_dry_run_says_all_and_writes_nothing(yaml, gallery, tmp_path):
+    (gallery / "broken.jpg").write_bytes(b"not a picture")
+    before = sorted(p for p in tmp_path.rglob("*"))
+    done = run("--config", yaml, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for expected in ("broken.jpg", "64x64 (6)", "steps: 12", "estimated time", "estimated memory", "<lora:face:1>", "nothing was trained"):
+        assert expected in done.stdout, expected
+    assert sorted(p for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    (["--config", "{yaml}", "--set", "lora_rnak=8"], "lora_rank"),
+    (["--config", "{yaml}", "--set", "lora_rank=0"], "lora_rank is '0'"),
+    (["--config", "{yaml}", "--set", "train_data_dir=/nowhere/at/all"], "nowhere"),
+    (["--config", "{yaml}", "--set", "base_model=missing.safetensors"], "missing.safetensors"),
+    (["--config", "{yaml}", "--set", "base_model=old.ckpt"], "pickle"),
+    (["--config", "{yaml}", "--set", "unet_target_modules=[nonsense]"], "nonsense"),
+    (["--config", "no-such.yaml"], "no-such.yaml"),
+    (["generate", "--prompt", "x <lora:facce:1>", "--lora-dir", "{out}"], "facce"),
+    (["generate", "--prompt", "x <lora:face:much>"], "much"),
+    (["inspect", "{yaml}"], "my.yaml"),
+    ([], "--config"),
+])
+def test_an_error_is_one_sentence(arguments, expected, yaml, tmp_path, capsys):
+    arguments = [a.format(yaml=yaml, out=tmp_path) for a in arguments]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and expected in error
+    assert not (tmp_path / "out").exists()

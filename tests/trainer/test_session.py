@@ -1,0 +1,249 @@
+"""The loop and its endings, on the embedded base itself."""
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from hotlora.trainer.backend import SampleRequest
+from hotlora.trainer.listeners import RunLog, TensorBoard
+from hotlora.trainer.lora_file import load_lora
+from hotlora.trainer.output_files import OutputError
+from hotlora.trainer.session import Listener, NotANumber, Outcome
+from hotlora.trainer.state import find_states
+
+
+def weights_of(session):
+    return {name: p.detach().clone() for name, p in session.adapter.named_parameters()}
+
+
+def assert_same(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+class Stopper(Listener):
+    def __init__(self, after):
+        self.after = after
+
+    def stepped(self, session, report):
+        if report.step == self.after:
+            session.stop()
+
+
+class Recorder(Listener):
+    def __init__(self):
+        self.losses, self.weights, self.outcome, self.drawn = [], [], None, []
+
+    def stepped(self, session, report):
+        self.losses.append(report.loss)
+        self.weights.append(weights_of(session))
+
+    def drew(self, session, step, prompts, pictures):
+        self.drawn.append((step, prompts, [p.size for p in pictures]))
+
+    def ended(self, session, outcome: Outcome):
+        self.outcome = outcome
+
+
+def test_training_learns_and_the_base_stays_as_it_was(session_of, config, backend):
+    request = SampleRequest(prompts=("a red circle on a white background",), steps=3)
+    before = backend.sample(request)[0].tobytes()
+    unet = backend.components()["unet"]
+    parameters = {name: (p.data_ptr(), p.clone(), p.requires_grad) for name, p in unet.named_parameters()}
+    session = session_of(config)
+    start = weights_of(session)
+    outcome = session.train()
+    assert outcome.status == "completed" and outcome.step == 4 and outcome.lora.name == "mascot.safetensors"
+    assert any(not torch.equal(start[k], v) for k, v in weights_of(session).items())
+    assert backend.sample(request)[0].tobytes() == before
+    for name, p in unet.named_parameters():
+        pointer, value, flag = parameters[name]
+        assert p.data_ptr() == pointer and torch.equal(p, value) and p.requires_grad == flag, name
+    assert not [m for m in unet.modules() if "forward" in m.__dict__]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(session_of, config, tmp_path):
+    runs = []
+    for number, seed in enumerate((0, 0, 1)):
+        session = session_of(config, output_dir=str(tmp_path / str(number)), seed=seed)
+        session.train()
+        runs.append(weights_of(session))
+    assert_same(runs[0], runs[1])
+    assert any(not torch.equal(runs[0][k], runs[2][k]) for k in runs[0])
+
+
+@pytest.mark.parametrize("batch, accumulation", [(1, 4), (2, 2)])
+def test_accumulation_equals_a_larger_batch(session_of, config, tmp_path, batch, accumulation):
+    whole = session_of(config, batch_size=4, steps=3, output_dir=str(tmp_path / "whole"))
+    parts = session_of(config, batch_size=batch, gradient_accumulation_steps=accumulation, steps=3, output_dir=str(tmp_path / "parts"))
+    # one step of plain gradient: Adam would blow rounding up to the size of the learning rate where gradients are almost zero
+    for session in (whole, parts):
+        session.optimizer = torch.optim.SGD(session.parameters, lr=1.0)
+        session.precision.optimizer = session.optimizer
+    with whole.backend.borrow():
+        for session in (whole, parts):
+            with session.adapter.attached(session.backend.components()):
+                for _ in range(3):
+                    session.train_step()
+    assert_same(whole_weights := weights_of(whole), weights_of(parts), rtol=1e-4, atol=1e-6)
+    assert any(v.abs().sum() > 0 for k, v in whole_weights.items() if k.endswith("up"))
+
+
+@pytest.mark.parametrize("changes", [{}, {"ema_decay": 0.9, "lora_dropout": 0.2, "shuffle_tags": True, "lr_scheduler": "linear", "lr_warmup_steps": 3},
+                                     {"text_encoder_target_modules": ["q_proj", "v_proj"], "lora_plus_ratio": 4.0, "dora": True}])
+def test_a_stopped_and_resumed_run_is_bit_identical(session_of, config, tmp_path, changes):
+    changes = {"steps": 6, **changes}
+    straight = session_of(config, output_dir=str(tmp_path / "straight"), **changes)
+    straight.train()
+    first = session_of(config, [Stopper(3)], **changes)
+    stopped = first.train()
+    assert stopped.status == "stopped" and stopped.step == 3 and stopped.lora.exists() and "--resume" in stopped.message
+    second = session_of(config, **changes)
+    assert second.resume() == [] and second.step == 3
+    assert second.train().status == "completed"
+    assert_same(weights_of(straight), weights_of(second))
+    a, b = (load_lora(Path(s.config.output_dir) / "mascot.safetensors")[1]["sshs_model_hash"] for s in (straight, second))
+    assert a == b
+    assert not find_states(second.folder, "mascot"), "a completed run needs no state"
+
+
+def test_resume_names_what_has_changed_and_refuses_what_cannot_go_on(session_of, config):
+    session_of(config, [Stopper(2)]).train()
+    assert session_of(config, learning_rate=5e-4).resume() == ["learning_rate was 0.001 and is now 0.0005"]
+    with pytest.raises(ValueError, match="another rank"):
+        session_of(config, lora_rank=8).resume()
+    with pytest.raises(ValueError, match="nothing left to do"):
+        session_of(config, steps=2).resume()
+
+
+def test_a_damaged_state_is_passed_over(session_of, config, caplog):
+    session_of(config, [Stopper(3)], save_steps=2).train()
+    newest, older = find_states(Path(config.output_dir), "mascot")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    session = session_of(config)
+    session.resume()
+    assert session.step == 2 and newest.name in caplog.text
+
+
+def test_resume_without_a_state_is_a_clear_error(session_of, config):
+    with pytest.raises(ValueError, match="nothing to resume"):
+        session_of(config).resume()
+
+
+def test_saves_on_the_way(session_of, config):
+    session_of(config, steps=7, save_steps=2).train()
+    names = sorted(p.name for p in Path(config.output_dir).glob("*.safetensors"))
+    assert names == ["mascot-000002.safetensors", "mascot-000004.safetensors", "mascot-000006.safetensors", "mascot.safetensors"]
+
+
+def test_a_loss_that_is_not_a_number_stops_with_the_last_good_weights(session_of, config, tmp_path):
+    code = tmp_path / "term.py"
+    code.write_text("def term(out, target, t, batch):\n    return out.sum() * (float('nan') if batch['step'] == 2 else 0.0)\n")
+    recorder = Recorder()
+    with pytest.raises(NotANumber, match="learning_rate"):
+        session_of(config, [recorder], loss_term=f"{code}:term").train()
+    assert recorder.outcome.status == "failed" and len(recorder.losses) == 2
+    kept, _ = load_lora(recorder.outcome.lora)
+    assert all(torch.isfinite(layer["up"]).all() for layer in kept.values())
+    last = recorder.weights[-1]
+    ups = sorted(float(v.abs().sum()) for k, v in last.items() if k.endswith("up"))
+    assert sorted(float(layer["up"].abs().sum()) for layer in kept.values()) == pytest.approx(ups)
+
+
+def test_a_failure_inside_a_step_keeps_what_was_learned_and_frees_the_base(session_of, config, tmp_path, backend):
+    code = tmp_path / "term.py"
+    code.write_text("def term(out, target, t, batch):\n    if batch['step'] == 2:\n        raise RuntimeError('out of memory, say')\n    return out.sum() * 0\n")
+    recorder, log = Recorder(), RunLog()
+    with pytest.raises(RuntimeError, match="out of memory, say"):
+        session_of(config, [recorder, log], loss_term=f"{code}:term").train()
+    assert recorder.outcome.status == "failed" and recorder.outcome.lora.exists()
+    assert "Traceback" in log.path.read_text(encoding="utf-8")
+    assert not [m for m in backend.components()["unet"].modules() if "forward" in m.__dict__]
+    resumed = session_of(config)
+    resumed.resume()
+    assert resumed.step == 2 and resumed.train().status == "completed"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="/dev/full is a device of Linux")
+def test_an_output_folder_that_cannot_be_written_is_a_clear_error(session_of, config, tmp_path):
+    (tmp_path / "file").write_text("keep me")
+    with pytest.raises(OutputError, match="output_dir"):
+        session_of(config, output_dir=str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "keep me"
+
+
+def test_an_older_result_of_the_same_name_is_kept(session_of, config):
+    session_of(config).train()
+    first = (Path(config.output_dir) / "mascot.safetensors").read_bytes()
+    session_of(config, seed=9).train()
+    assert (Path(config.output_dir) / "mascot-v1.safetensors").read_bytes() == first
+
+
+def test_continue_from_a_lora_file(session_of, config, tmp_path):
+    first = session_of(config)
+    lora = first.train().lora
+    second = session_of(config, init_lora=str(lora), lora_rank=16, output_dir=str(tmp_path / "second"))
+    assert_same({k: v.flatten() for k, v in weights_of(first).items()}, {k: v.flatten() for k, v in weights_of(second).items()})
+    assert second.train().status == "completed"
+
+
+def test_previews_tensorboard_and_log(session_of, config):
+    event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    recorder, log = Recorder(), RunLog(["a warning that was given"])
+    session_of(config, [recorder, log, TensorBoard()], preview_steps=2, preview_prompts=["a photo of sks", "a red star"], log_every=1).train()
+    out = Path(config.output_dir)
+    assert [d[0] for d in recorder.drawn] == [2, 4] and recorder.drawn[0][2] == [(64, 64)] * 2
+    assert sorted(p.name for p in (out / "previews").iterdir()) == [f"mascot-00000{s}-{n}.png" for s in (2, 4) for n in (0, 1)]
+    events = event_files.EventAccumulator(str(out / "tensorboard" / "mascot"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "gradient_norm", "images_per_second", "peak_memory_GB"}
+    assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4] and set(events.Tags()["images"]) == {"preview/0", "preview/1"}
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(recorder.losses)
+    text = log.path.read_text(encoding="utf-8")
+    for expected in ("torch ", "learning_rate: 0.001", "6 ", "a warning that was given", "step 4", "completed"):
+        assert expected in text, expected
+
+
+def test_previews_do_not_change_the_run(session_of, config, tmp_path):
+    plain = session_of(config, output_dir=str(tmp_path / "plain"))
+    plain.train()
+    drawn = session_of(config, preview_steps=1)
+    drawn.train()
+    assert_same(weights_of(plain), weights_of(drawn))
+
+
+def test_prior_pictures_count_with_their_weight(session_of, config, gallery, tmp_path):
+    losses = {}
+    for weight in (0.0, 1.0):
+        recorder = Recorder()
+        session = session_of(config, [recorder], reg_data_dir=str(gallery), prior_loss_weight=weight, steps=6, output_dir=str(tmp_path / str(weight)))
+        assert session.dataset.order.samples_per_epoch == 12
+        session.train()
+        losses[weight] = sum(recorder.losses)
+    assert 0 < losses[0.0] < losses[1.0]
+
+
+def test_the_written_keys_and_metadata(session_of, config):
+    weights, metadata = load_lora(session_of(config, save_format="both").train().lora)
+    assert all(key.startswith("lora_unet_") for key in weights)
+    assert metadata["ss_base_model_version"] == "hotlora_demo" and metadata["ss_output_name"] == "mascot" and metadata["ss_network_dim"] == "4"
+    peft, _ = load_lora(Path(config.output_dir) / "mascot-peft" / "pytorch_lora_weights.safetensors")
+    assert peft.keys() == weights.keys()
+
+
+@pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"conv_rank": 2},
+                                     {"optimizer": "torch.optim.RAdam"}, {"crops": 3, "flip": True}, {"loss_type": "huber", "noise_offset": 0.1}])
+def test_options_train(session_of, config, changes):
+    recorder = Recorder()
+    assert session_of(config, [recorder], **changes).train().status == "completed"
+    assert len(recorder.losses) == 4 and all(0 < loss < 10 for loss in recorder.losses)
+
+
+def test_checkpointing_gives_the_same_weights(session_of, config, tmp_path):
+    plain = session_of(config, output_dir=str(tmp_path / "plain"))
+    plain.train()
+    checkpointed = session_of(config, gradient_checkpointing=True)
+    checkpointed.train()
+    assert_same(weights_of(plain), weights_of(checkpointed), rtol=1e-5, atol=1e-7)

@@ -1,0 +1,115 @@
+"""The contract between the core and a backend: what a session needs to know about a host, and nothing more."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ContextManager, Protocol
+
+import torch
+from PIL import Image
+from torch import nn
+
+if TYPE_CHECKING:
+    from .objective import Prediction
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Pictures to draw, one per prompt, with the live adapter applied.
+
+    The starting noise of each picture is a function of its own seed alone and is drawn on the CPU, so a picture starts the
+    same whatever it is batched with. `seeds` gives one seed per prompt; without it every prompt starts from `seed`, so that
+    a grid compares prompts and weights and not noises. `guidance`, `width` and `height` (pixels) default to the base's own.
+    `batch` pictures are drawn at once; None is the host's choice. A larger batch is faster, but rounds differently: on a CPU a
+    picture is bit-identical whatever else is drawn only when it is drawn alone, so that is the choice there.
+    """
+
+    prompts: tuple[str, ...]
+    negative: str = ""
+    seed: int = 0
+    steps: int = 25
+    guidance: float | None = None
+    width: int | None = None
+    height: int | None = None
+    seeds: tuple[int, ...] | None = None
+    batch: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        if self.seeds is not None:
+            object.__setattr__(self, "seeds", tuple(self.seeds))
+        if not self.prompts:
+            raise ValueError("there is no prompt to draw; give at least one")
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; a picture needs at least 1 step, 20 to 30 are usual")
+        if self.batch is not None and self.batch < 1:
+            raise ValueError(f"batch is {self.batch}; at least 1 picture is drawn at once")
+        if self.seeds is not None and len(self.seeds) != len(self.prompts):
+            raise ValueError(f"{len(self.seeds)} seeds were given for {len(self.prompts)} prompts; give one seed per prompt")
+
+    def seed_of(self, index: int) -> int:
+        """The seed of picture `index`."""
+        return self.seed if self.seeds is None else self.seeds[index]
+
+
+class Backend(Protocol):
+    """A base model as one host holds it. Latents are float32 and scaled, pixels lie in [-1, 1], channels come first."""
+
+    family: str
+    """"demo", "sd15", "sd2", "sdxl", ...: for metadata and defaults."""
+    name: str
+    """File or folder name of the base, without its suffix."""
+    prediction: Prediction
+    device: torch.device
+    dtype: torch.dtype
+    """Of the denoiser's weights."""
+    resolution: int
+    """Side of the square, in pixels, that the base was made for."""
+    size_step: int
+    """Sides of a picture must be multiples of this many pixels."""
+    latent_channels: int
+    encoder_id: str
+    """Changes with the weights or the scaling of the autoencoder; keys the latent cache."""
+    text_id: str
+    """Changes with the weights of the text encoders or the token limit; keys the text cache."""
+    base_hash: str
+    """SHA-256 (hex) of the base."""
+
+    def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
+        """Pixels to scaled latents `(B, C, h, w)` in float32, the mean of the posterior, without a graph."""
+
+    def encode_text(self, captions: list[str], grad: bool = False) -> dict[str, torch.Tensor]:
+        """Everything the denoiser needs of the captions, batch first; with a graph through the adapters when `grad`."""
+
+    def token_count(self, caption: str) -> tuple[int, int]:
+        """Tokens that the caption takes and tokens that fit, start and end marks included in both."""
+
+    def components(self) -> dict[str, nn.Module]:
+        """The host's own modules, not copies: `unet`, and `te` or `te1` and `te2`."""
+
+    def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor],
+                size_B6: torch.Tensor) -> torch.Tensor:
+        """The raw output of the denoiser, differentiable with respect to attached adapters.
+
+        `t_B` is what the model calls a timestep; `size_B6` is (original height, width, crop top, left, target height, width).
+        """
+
+    def borrow(self) -> ContextManager[None]:
+        """Make the base ready for training on enter; put everything back exactly as it was on exit."""
+
+    def lora_key(self, component: str, path: str) -> str:
+        """Prefix of a layer's keys in a LoRA file, e.g. `lora_unet_mid_block_attentions_0_proj_in`."""
+
+    def sample(self, request: SampleRequest) -> list[Image.Image]:
+        """Draw pictures with the host's own sampler and whatever adapter is attached."""
+
+    def interrupted(self) -> bool:
+        """Whether the user asked the host to stop."""
+
+    def set_checkpointing(self, on: bool) -> None:
+        """Trade time for memory: compute activations again in the backward pass. For this `borrow()` and those that follow."""
+
+    def offload_encoders(self) -> None:
+        """Move the autoencoder and the text encoders out of the device's memory; they come back when used."""
+
+    def free_memory(self) -> None:
+        """Give unused memory of the device back."""

@@ -1,0 +1,199 @@
+"""The command line: `python train.py --config my.yaml`, and generate, inspect, export, demo."""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from .config import TrainConfig, describe_settings
+from .config_files import load_config
+from .output_files import OutputError
+
+log = logging.getLogger(__name__)
+COMMANDS = ("train", "generate", "inspect", "export", "demo", "train-base")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; 0 when it did what was asked, 1 after an error of the user's or the system's, which is one sentence."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stdout.encoding and sys.stdout.encoding.lower().replace("-", "") != "utf8" and hasattr(sys.stdout, "reconfigure"):
+        # a Windows console in another code page must not end a run because a file has a Chinese name
+        sys.stdout.reconfigure(errors="replace")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for chatty in ("diffusers", "transformers", "accelerate", "PIL", "httpx"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
+    if arguments and arguments[0] == "train-base":
+        from .demo.train_base import main as train_base
+
+        return train_base(arguments[1:])
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
+        arguments.insert(0, "train")
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, OutputError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ImportError as error:
+        print(f"error: the package {error.name or error} is missing; install the command line's packages with "
+              "`pip install -e .[standalone]`", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python train.py", description="Train a LoRA from a folder of pictures, and use it.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a LoRA (the default: `python train.py --config my.yaml`)", epilog=_settings_text(),
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    train.add_argument("--config", metavar="FILE", help="settings as YAML, TOML or JSON; keys of lora-scripts and sd-scripts are read too")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="change one setting; may be given several times")
+    train.add_argument("--dry-run", action="store_true", help="say what would happen, how long it takes and what it needs; train nothing")
+    train.add_argument("--resume", action="store_true", help="go on from the newest saved state in output_dir")
+    train.set_defaults(run=_train)
+    draw = commands.add_parser("generate", help="draw pictures; the prompt may hold <lora:name:weight>")
+    draw.add_argument("--base", default="demo", help="a .safetensors file, a diffusers folder, or demo (default)")
+    draw.add_argument("--prompt", required=True, help='for example "a photo of sks <lora:my_face:0.7>"')
+    draw.add_argument("--negative", default="", help="what should not be in the picture")
+    draw.add_argument("--lora-dir", action="append", type=Path, help="folder with LoRA files (default: output); may be given several times")
+    draw.add_argument("--seed", type=int, default=0)
+    draw.add_argument("--steps", type=int, default=25)
+    draw.add_argument("--guidance", type=float, default=None, help="how closely to follow the prompt (default: the base's own)")
+    draw.add_argument("--width", type=int, default=None)
+    draw.add_argument("--height", type=int, default=None)
+    draw.add_argument("--device", default="auto")
+    draw.add_argument("--out", type=Path, default=Path("output/picture.png"))
+    draw.set_defaults(run=_generate)
+    inspect = commands.add_parser("inspect", help="say what is in a LoRA file: rank, alpha, layers, base, trigger, training settings")
+    inspect.add_argument("file", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    export = commands.add_parser("export", help="write a LoRA file in another form")
+    export.add_argument("file", type=Path)
+    export.add_argument("--format", choices=("kohya", "peft"), required=True, help="kohya for ComfyUI and A1111, peft for diffusers")
+    export.add_argument("--out", type=Path, default=None)
+    export.set_defaults(run=_export)
+    demo = commands.add_parser("demo", help="train on the gallery and the base that come with HotLoRA, and draw a grid")
+    demo.add_argument("--out", type=Path, default=Path("output/demo"))
+    demo.set_defaults(run=_demo)
+    return top
+
+
+def _settings_text() -> str:
+    lines = ["settings (in the file, or as --set key=value):"]
+    for name, allowed, default, sentence in describe_settings():
+        lines.append(f"  {name}: {sentence} [{allowed}; default {default}]")
+    return "\n".join(lines)
+
+
+def read_config(options: argparse.Namespace) -> tuple[TrainConfig, list[str]]:
+    if options.config is None and not options.set:
+        raise ValueError("no settings were given; write `python train.py --config configs/my_lora_config.yaml`, or see --help")
+    if options.config is None:
+        return load_config("command-line.yaml", options.set, text="{}")
+    return load_config(options.config, options.set)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from .hosts.standalone import load_base
+    from .listeners import usual_listeners
+    from .run import make_session, read_material
+
+    config, warnings = read_config(options)
+    for warning in warnings:
+        log.warning("warning: %s", warning)
+    material = read_material(config)
+    for warning in material.gallery.warnings:
+        log.warning("warning: %s", warning)
+    backend = load_base(config.base_model, config.device)
+    if options.dry_run:
+        from .estimate import dry_run
+
+        print(dry_run(material, backend))
+        return 0
+    log.info("%s", material.gallery.report())
+    session = make_session(material, backend, usual_listeners(config, warnings + material.gallery.warnings))
+    if options.resume:
+        for change in session.resume():
+            log.warning("warning: unlike the saved run, %s", change)
+        log.info("going on from step %d of %d", session.step, session.total_steps)
+    outcome = train_until_signal(session)
+    print(outcome.message)
+    if outcome.status == "completed":
+        print(f"try it: {try_command(config, session.name)}")
+        return 0
+    print(f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
+    return 3
+
+
+def train_until_signal(session):
+    """Train; the first Ctrl-C (or SIGTERM) stops after the step and saves, the second one ends at once."""
+    def stop(number, frame) -> None:
+        print("\nstopping after this step; press Ctrl-C again to end at once", file=sys.stderr)
+        session.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return session.train()
+    except (ValueError, OutputError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        # the log file has the traceback; a person at the prompt gets the sentence
+        raise ValueError(f"the training failed: {type(error).__name__}: {error}; the log in {session.folder / 'logs'} has the details") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def try_command(config: TrainConfig, name: str) -> str:
+    subject = f"a photo of {config.trigger}" if config.trigger else "a photo"
+    return (f'python train.py generate --base "{config.base_model}" --lora-dir "{config.output_dir}" '
+            f'--prompt "{subject} <lora:{name}:0.8>" --seed 1 --out picture.png')
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from .backend import SampleRequest
+    from .generate import generate
+    from .hosts.standalone import load_base
+    from .live import Registry, parse_prompt
+    from .session import write_png
+
+    parse_prompt(options.prompt)
+    registry = Registry(options.lora_dir or [Path("output")])
+    if options.out.suffix.lower() != ".png":
+        raise ValueError(f"--out is {options.out}; the picture is written as PNG, so give a name that ends in .png")
+    request = SampleRequest(prompts=("",), negative=options.negative, seed=options.seed, steps=options.steps, guidance=options.guidance,
+                            width=options.width, height=options.height)
+    for tag in parse_prompt(options.prompt)[1]:
+        registry.find(tag.name)
+    backend = load_base(options.base, options.device)
+    write_png(options.out, generate(backend, options.prompt, registry, request)[0])
+    print(options.out)
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from .inspect_file import inspect_file
+
+    print(inspect_file(options.file, as_json=options.json))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .peft_format import export_file
+
+    print(export_file(options.file, options.format, options.out))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo.run_demo import run_demo
+
+    print(json.dumps(run_demo(options.out), indent=2))
+    return 0

@@ -1,0 +1,122 @@
+"""The training data of one run: pictures with captions, prepared as latents and text embeddings, drawn by (seed, step, sample)."""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from .backend import Backend
+from .buckets import choose_bucket
+from .cache import CacheReport, LatentCache, TextCache
+from .config import TrainConfig
+from .extension_points import load_function
+from .gallery import Example, Gallery
+from .randomness import python_random
+from .samples import SampleOrder
+
+IN_MEMORY = 512
+"""Prepared pictures that are kept in memory; of more the rest is read again when its turn comes."""
+
+
+class Dataset:
+    """Examples of a gallery, and of a second one for prior preservation, with what a step needs of them.
+
+    Prior pictures are shown as often in total as the user's own (2208.12242), weighted by prior_loss_weight.
+    """
+
+    def __init__(self, config: TrainConfig, backend: Backend, gallery: Gallery, prior: Gallery | None = None) -> None:
+        self.config, self.backend, self.gallery = config, backend, gallery
+        self.resolution = config.resolution or backend.resolution
+        self.examples: list[Example] = [*gallery.examples, *(prior.examples if prior else [])]
+        repeats = [example.repeats for example in gallery.examples]
+        if prior:
+            own, number = sum(repeats), len(prior.examples)
+            repeats += [own // number + (i < own % number) for i in range(number)]
+        shown = [i for i, repeat in enumerate(repeats) if repeat]
+        self.examples, repeats = [self.examples[i] for i in shown], [repeats[i] for i in shown]
+        self.sizes = [self.bucket_of(example) for example in self.examples]
+        self.order = SampleOrder(self.sizes, repeats, config.batch_size * config.gradient_accumulation_steps, config.seed)
+        folder = Path(config.cache_dir or Path(config.output_dir) / "cache")
+        self.latents = LatentCache(folder / "latents", backend.encoder_id, backend.encode_image)
+        self.texts = TextCache(folder / "texts", backend.text_id, backend.encode_text)
+        self.trains_text = bool(config.text_encoder_target_modules)
+        self._loaded: dict[int, dict[str, torch.Tensor]] = {}
+        self._embedded: dict[str, dict[str, torch.Tensor]] = {}
+
+    def bucket_of(self, example: Example) -> tuple[int, int]:
+        config = self.config
+        step = max(config.bucket_step, self.backend.size_step) if self.resolution >= 64 else config.bucket_step
+        return choose_bucket(example.width, example.height, self.resolution, step, config.upscale, config.bucketing)
+
+    def prepare(self, progress: Callable[[int, int], None] | None = None) -> dict[str, CacheReport]:
+        """Encode what is not in the cache yet."""
+        augmentation = load_function(self.config.augmentation, "augmentation") if self.config.augmentation else None
+        reports = {"pictures": self.latents.prepare(
+            self.examples, self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
+        if not self.trains_text and not self.config.shuffle_tags:
+            reports["captions"] = self.texts.prepare(sorted({"", *(example.caption for example in self.examples)}))
+        return reports
+
+    def collate(self, batch: list[tuple[int, int]], step: int) -> dict[str, Any]:
+        """Stack the samples of one batch: `z_BCHW`, `size_B6`, `weight_B`, `captions` and, with masks, `mask_B1HW`."""
+        rows = []
+        for number, index in batch:
+            example, stored = self.examples[index], self._load(index)
+            rng = python_random(self.config.seed, "sample", step, number)
+            variant = rng.randrange(len(stored["z_VCHW"]))
+            row = {"z_BCHW": stored["z_VCHW"][variant], "size_B6": stored["size_V6"][variant]}
+            if "mask_V1HW" in stored:
+                row["mask_B1HW"] = stored["mask_V1HW"][variant]
+            rows.append((row, self.caption(example, rng), self.config.prior_loss_weight if example.is_prior else 1.0))
+        if any("mask_B1HW" in row for row, _, _ in rows):
+            for row, _, _ in rows:
+                row.setdefault("mask_B1HW", torch.ones(1, *row["z_BCHW"].shape[1:]))
+        data: dict[str, Any] = {key: torch.stack([row[key] for row, _, _ in rows]) for key in rows[0][0]}
+        data["captions"] = [caption for _, caption, _ in rows]
+        data["weight_B"] = torch.tensor([weight for _, _, weight in rows])
+        return data
+
+    def caption(self, example: Example, rng) -> str:
+        """The caption as this sample shows it: left out now and then (2207.12598), its tags in a new order if asked for."""
+        if rng.random() < self.config.caption_dropout:
+            return ""
+        if not self.config.shuffle_tags:
+            return example.caption
+        tags = [tag.strip() for tag in example.caption.split(",")]
+        first, rest = tags[:self.config.keep_tags], tags[self.config.keep_tags:]
+        rng.shuffle(rest)
+        return ", ".join(first + rest)
+
+    def condition(self, captions: list[str]) -> dict[str, torch.Tensor]:
+        """What the denoiser is told: from the cache, or encoded now where the text encoder learns or tags are shuffled."""
+        if self.trains_text or self.config.shuffle_tags:
+            return self.backend.encode_text(captions, grad=self.trains_text)
+        for caption in captions:
+            if caption not in self._embedded:
+                self._embedded[caption] = self.texts.load(caption)
+        found = [self._embedded[caption] for caption in captions]
+        return {key: torch.stack([one[key] for one in found]).to(self.backend.device) for key in found[0]}
+
+    def _load(self, index: int) -> dict[str, torch.Tensor]:
+        if index not in self._loaded:
+            if len(self._loaded) >= IN_MEMORY:
+                self._loaded.pop(next(iter(self._loaded)))
+            self._loaded[index] = self.latents.load(self.examples[index])
+        return self._loaded[index]
+
+    def tag_counts(self) -> dict[str, int]:
+        """How often each comma-separated part of the captions comes, most frequent first, at most 500."""
+        counts = Counter(tag.strip() for example in self.gallery.examples for tag in example.caption.split(",") if tag.strip())
+        return dict(counts.most_common(500))
+
+    def preview_prompt(self) -> str:
+        return self.config.trigger or next((e.caption for e in self.gallery.examples if e.caption), "")
+
+    def fingerprint(self) -> str:
+        """Changes with any picture or caption, not with where they lie."""
+        facts = [[e.content_hash, e.caption, list(size)] for e, size in zip(self.examples, self.sizes)]
+        return hashlib.blake2b(json.dumps(facts, ensure_ascii=False).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,190 @@
+"""A folder of pictures becomes examples: every picture decoded once, with its caption, mask and repeats.
+
+Nothing in the folder is ever moved or written. What cannot be used is listed with the reason.
+"""
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Iterable, TypeVar
+
+from .captions.matching import CaptionTable
+from .captions.sidecar import read_sidecar, tidy
+from .gallery_files import GalleryFiles, Skipped, existing_folder, existing_metadata, folder_repeats, list_files, path_order, printable
+from .gallery_files import relative_name
+from .pictures import SUFFIXES, PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture
+
+SHOWN = 10
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture to learn from; width and height in pixels after rotation, `content_hash` of the file's bytes."""
+
+    path: Path
+    caption: str
+    width: int
+    height: int
+    repeats: int
+    content_hash: str
+    mask_path: Path | None = None
+    is_prior: bool = False
+
+
+@dataclass
+class Gallery:
+    """What a folder holds. `caption_sources` counts examples by where their captions came from."""
+
+    root: Path
+    examples: list[Example]
+    skipped: list[Skipped] = field(default_factory=list)
+    caption_sources: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def report(self) -> str:
+        """Several lines for people: pictures found and skipped with reasons, captions, masks, warnings."""
+        seen = sum(example.repeats for example in self.examples)
+        lines = [f"Gallery {printable(self.root)}: {_count(len(self.examples), 'picture')}"
+                 + (f", {seen} with repeats" if seen != len(self.examples) else "")]
+        if self.caption_sources:
+            lines.append("  captions: " + ", ".join(f"{count} without" if source == "none" else f"{count} from {source}"
+                                                    for source, count in sorted(self.caption_sources.items())))
+        masks = sum(example.mask_path is not None for example in self.examples)
+        if masks:
+            lines.append(f"  masks: {masks}")
+        if self.skipped:
+            lines.append(f"  skipped: {len(self.skipped)}")
+            lines += [f"    {relative_name(item.path, self.root)}: {item.reason}" for item in self.skipped]
+        lines += [f"  warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+
+def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None, trigger: str = "", repeats: int = 1,
+                 masks: bool = False, max_megapixels: float = 180.0, is_prior: bool = False) -> Gallery:
+    """Read a folder with its sub-folders; examples come sorted by their path.
+
+    A caption comes from the metadata (`metadata_path`, else every metadata.csv and metadata.jsonl inside), else from a `.txt` or
+    `.caption` file, else from the name of a `10_name` folder when there is no trigger, else it is the trigger. A trigger that a
+    caption lacks is put first. Raises ValueError when the folder or the metadata cannot be read or no picture is usable.
+    """
+    root = existing_folder(folder)
+    files = list_files(root)
+    gallery = Gallery(root, [], list(files.skipped))
+    if not files.pictures:
+        raise ValueError(_no_pictures(gallery))
+    table = CaptionTable(root, files.pictures, [existing_metadata(metadata_path, root)] if metadata_path else files.metadata)
+    trigger = tidy(trigger)
+    sources: Counter[str] = Counter()
+    transparent = 0
+    checked = _in_threads(lambda path: _check(path, files.mask_of(path) if masks else None, max_megapixels), files.pictures)
+    for path, found in zip(files.pictures, checked):
+        # asked for skipped pictures too, whose rows are no mistake
+        caption, source = table.caption_of(path), "metadata"
+        times, concept = folder_repeats(path, root)
+        if isinstance(found, PictureFacts) and times == 0:
+            found = Skipped(path, "its folder's name asks for 0 repeats")
+        if isinstance(found, Skipped):
+            gallery.skipped.append(found)
+            continue
+        if not caption:
+            caption, source = _sidecar_caption(path, files, gallery.warnings)
+        if not caption:
+            caption, source = (trigger, "the trigger") if trigger else (concept, "folder names") if concept else ("", "none")
+        sources[source] += 1
+        transparent += found.has_alpha
+        gallery.examples.append(Example(path, add_trigger(caption, trigger), found.width, found.height, repeats * times,
+                                        found.content_hash, files.mask_of(path) if masks else None, is_prior))
+    gallery.skipped.sort(key=lambda item: path_order(item.path, root))
+    if not gallery.examples:
+        raise ValueError(_no_pictures(gallery))
+    gallery.caption_sources = dict(sources)
+    _add_warnings(gallery, table, files, masks, transparent)
+    return gallery
+
+
+def add_trigger(caption: str, trigger: str) -> str:
+    """`trigger, caption`; the caption alone when it has the trigger as words of its own, in whatever case."""
+    if not trigger or not caption:
+        return trigger or caption
+    # only Latin words have edges: in Chinese text a trigger stands between characters without a space
+    before = r"(?<![A-Za-z0-9])" if trigger[0].isascii() and trigger[0].isalnum() else ""
+    after = r"(?![A-Za-z0-9])" if trigger[-1].isascii() and trigger[-1].isalnum() else ""
+    if re.search(before + re.escape(trigger) + after, caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}"
+
+
+def _check(path: Path, mask_path: Path | None, max_megapixels: float) -> PictureFacts | Skipped:
+    """Decode a picture and its mask; both must be whole, or the picture is skipped."""
+    try:
+        facts = check_picture(read_bytes(path, max_megapixels), max_megapixels)
+    except UnreadablePicture as error:
+        return Skipped(path, printable(error))
+    if mask_path is not None:
+        try:
+            read_picture(mask_path, max_megapixels)
+        except UnreadablePicture as error:
+            return Skipped(path, printable(f"its mask {mask_path.name} cannot be used: {error}"))
+    return facts
+
+
+def _in_threads(function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+    """`function` of every item, in order. Pillow decodes without the interpreter's lock, so threads are enough."""
+    pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1))
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sidecar_caption(path: Path, files: GalleryFiles, warnings: list[str]) -> tuple[str, str]:
+    for sidecar in files.sidecars_of(path):
+        try:
+            caption = read_sidecar(sidecar)
+        except ValueError as error:
+            warnings.append(printable(error))
+            continue
+        if caption:
+            return caption, f"{sidecar.suffix.lower()} files"
+    return "", "none"
+
+
+def _add_warnings(gallery: Gallery, table: CaptionTable, files: GalleryFiles, masks: bool, transparent: int) -> None:
+    warnings = []
+    bare = gallery.caption_sources.get("none", 0)
+    if bare:
+        warnings.append(f"{_count(bare, 'picture')} without a caption; set a trigger, or write captions into .txt files or metadata.csv.")
+    if table.ambiguous:
+        warnings.append(f"Several pictures or metadata rows are called {_listing(table.ambiguous)}; write the sub-folder into the metadata.")
+    if table.unused:
+        warnings.append(f"{_count(len(table.unused), 'metadata row')} without a picture in the gallery: {_listing(table.unused.values())}.")
+    if masks:
+        orphans = [path.name for path in files.orphaned_masks()]
+        if orphans:
+            warnings.append(f"These masks belong to no picture: {_listing(orphans)}.")
+        if not transparent and not any(example.mask_path for example in gallery.examples):
+            warnings.append("masks is on, but no picture has a *_mask.png or transparency.")
+    gallery.warnings += map(printable, warnings)
+
+
+def _no_pictures(gallery: Gallery) -> str:
+    where = f"The gallery {printable(gallery.root)}"
+    if not gallery.skipped:
+        return f"{where} has no pictures; it needs files of type {', '.join(sorted(suffix[1:] for suffix in SUFFIXES))}."
+    reasons = "; ".join(f"{relative_name(item.path, gallery.root)}: {item.reason}" for item in gallery.skipped[:SHOWN])
+    more = f"; and {len(gallery.skipped) - SHOWN} more" if len(gallery.skipped) > SHOWN else ""
+    return f"{where} has no usable picture, {len(gallery.skipped)} skipped ({reasons}{more})."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _listing(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,142 @@
+"""What lies in a gallery's folder, sorted by what it is, before anything is opened."""
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .captions.matching import composed
+from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
+from .captions.sidecar import tidy
+from .pictures import SUFFIXES
+
+METADATA_FILES = ("metadata.csv", "metadata.jsonl")
+# pictures that people do have, of formats that are not read: named in the report instead of passed over in silence
+FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".tif", ".tiff", ".jxl", ".jp2", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef"))
+MOST_REPEATS = 1000
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A picture that is not used, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass
+class GalleryFiles:
+    """Files by their kind; masks by (folder, picture's stem), sidecars by (folder, picture's stem, suffix)."""
+
+    pictures: list[Path] = field(default_factory=list)
+    masks: dict[tuple[Path, str], Path] = field(default_factory=dict)
+    sidecars: dict[tuple[Path, str, str], Path] = field(default_factory=dict)
+    metadata: list[Path] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def mask_of(self, path: Path) -> Path | None:
+        """The `photo_mask.png` of `photo.jpg`."""
+        return self.masks.get((path.parent, composed(path.stem)))
+
+    def orphaned_masks(self) -> list[Path]:
+        """Masks beside which there is no picture of their name."""
+        stems = {(path.parent, composed(path.stem)) for path in self.pictures}
+        return [path for key, path in self.masks.items() if key not in stems]
+
+    def sidecars_of(self, path: Path) -> list[Path]:
+        """The caption files of a picture, best first: `photo.txt`, `photo.jpg.txt`, then the same as `.caption`."""
+        keys = [(path.parent, composed(stem), suffix) for suffix in SIDECAR_SUFFIXES for stem in (path.stem, path.name)]
+        return [self.sidecars[key] for key in keys if key in self.sidecars]
+
+
+def existing_folder(folder: str | Path) -> Path:
+    """The gallery's path. Raises ValueError when it is not given, not there, or not a folder."""
+    if not str(folder).strip():
+        raise ValueError("No gallery is given; set train_data_dir to the folder with your pictures.")
+    root = Path(folder).expanduser()
+    if root.is_file():
+        raise ValueError(f"The gallery {printable(folder)} is a file; give the folder that holds the pictures.")
+    if not root.is_dir():
+        raise ValueError(f"The gallery {printable(folder)} does not exist; give a folder with pictures.")
+    return root
+
+
+def existing_metadata(metadata_path: str | Path, root: Path) -> Path:
+    """The metadata file, from the current folder or from the gallery. Raises ValueError when it is in neither."""
+    path = Path(metadata_path).expanduser()
+    for candidate in (path, root / path):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(f"The metadata file {printable(metadata_path)} does not exist; give a .csv or .jsonl file, or leave metadata_path out.")
+
+
+def list_files(root: Path) -> GalleryFiles:
+    """All files below `root`, pictures sorted by path. Links are followed, but each real folder is entered once."""
+    files = GalleryFiles()
+    entered: set[str] = set()
+    waiting = [root]
+    while waiting:
+        folder = waiting.pop()
+        real = os.path.realpath(folder)
+        if real in entered:
+            continue
+        entered.add(real)
+        try:
+            names = sorted(os.listdir(folder), reverse=True)
+        except OSError as error:
+            files.skipped.append(Skipped(folder, f"the folder cannot be opened ({error.strerror or error})"))
+            continue
+        for name in names:
+            # hidden files, and the thumbnails that macOS and network drives leave behind
+            if name.startswith(".") or name in ("@eaDir", "__MACOSX"):
+                continue
+            path = folder / name
+            if os.path.isdir(path):
+                waiting.append(path)
+            else:
+                _add_file(path, files)
+    for paths in (files.pictures, files.metadata):
+        paths.sort(key=lambda path: path_order(path, root))
+    return files
+
+
+def _add_file(path: Path, files: GalleryFiles) -> None:
+    stem, suffix = composed(path.stem), path.suffix.lower()
+    if suffix == ".png" and stem.lower().endswith("_mask"):
+        files.masks[path.parent, stem[:-len("_mask")]] = path
+    elif suffix in SUFFIXES:
+        files.pictures.append(path)
+    elif suffix in FOREIGN_SUFFIXES:
+        files.skipped.append(Skipped(path, f"{suffix} is not read; save it as png or jpg"))
+    elif path.name.lower() in METADATA_FILES:
+        files.metadata.append(path)
+    elif suffix in SIDECAR_SUFFIXES:
+        files.sidecars[path.parent, stem, suffix] = path
+
+
+def folder_repeats(path: Path, root: Path) -> tuple[int, str]:
+    """Repeats and concept from the nearest sub-folder that is named as `10_sks dog`, the form of kohya's sd-scripts.
+
+    (1, "") without one; a number above 1000 is rather a year or a camera's count and is no repeats.
+    """
+    for name in reversed(path.relative_to(root).parts[:-1]):
+        match = re.fullmatch(r"([0-9]{1,4})_(.*)", name, re.DOTALL)
+        if match and int(match[1]) <= MOST_REPEATS:
+            return int(match[1]), tidy(match[2])
+    return 1, ""
+
+
+def path_order(path: Path, root: Path) -> tuple[str, str]:
+    """Sorting key: the path from the root, the same on every system."""
+    return composed(path.relative_to(root).as_posix()), path.as_posix()
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """The path from the root as people read it."""
+    return printable(path.relative_to(root).as_posix())
+
+
+def printable(text: object) -> str:
+    """The text without half characters: names that are not valid Unicode would make every log file and terminal raise."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,0 +1,94 @@
+"""Write a file so that a reader never sees half of it, and so that a failure keeps what was there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+
+class OutputError(OSError):
+    """A file could not be written. The message is one sentence for the user; `errno` is the system's."""
+
+
+def write_atomically(path: str | Path, data: bytes, keep_old: bool = False) -> Path | None:
+    """Write `data` to a temporary file beside `path`, flush it to the disk, then put it in place in one step.
+
+    Missing folders are made. With `keep_old` a file that is already there is first kept as `name-v1`, `name-v2`, ... and that
+    path is returned. Raises OutputError when the disk is full, the folder cannot be written to, or anything else goes wrong;
+    what was at `path` is then unchanged and nothing is left behind.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            kept = _keep(path) if keep_old and path.exists() else None
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _output_error(path, len(data), error) from error
+    return kept
+
+
+def _keep(path: Path) -> Path:
+    """Give the file at `path` a second name, the first free `name-vN`; there is no moment at which `path` is missing."""
+    number = 1
+    while True:
+        kept = path.with_name(f"{path.stem}-v{number}{path.suffix}")
+        try:
+            os.link(path, kept)
+            return kept
+        except FileExistsError:
+            number += 1
+        except OSError:  # file systems without hard links (FAT, some network drives): a copy that is complete or absent
+            if not kept.exists():
+                write_atomically(kept, path.read_bytes())
+                shutil.copystat(path, kept)
+                return kept
+            number += 1
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the new name survive a power cut; Windows has no such call and does not need one."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # some network and FUSE file systems cannot flush a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _output_error(path: Path, size: int, cause: OSError) -> OutputError:
+    if isinstance(cause, OutputError):
+        return cause
+    code = cause.errno
+    if code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        reason = f"the disk is full ({size / 1e6:.1f} MB are needed{_free(path)}); free some space or set another output_dir"
+    elif code == errno.EFBIG:
+        limit = "over the largest file that the system allows"
+        reason = f"its {size / 1e6:.1f} MB are {limit}; raise that limit or set another output_dir"
+    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = "the folder is read-only for this user; change its permissions or set another output_dir"
+    else:
+        reason = f"{cause.strerror or cause}; set another output_dir"
+    error = OutputError(f"{path} could not be written: {reason} (nothing that was there has been changed)")
+    error.errno = code
+    return error
+
+
+def _free(path: Path) -> str:
+    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
+    return f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free" if folder else ""

@@ -1,0 +1,192 @@
+"""Picture files as Pillow pictures: turned upright, in 8 bit RGB, or refused with a reason that a user understands."""
+from __future__ import annotations
+
+import hashlib
+import io
+import stat
+import threading
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".jfif"))
+BIG_MEGAPIXELS = 40.0
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "AVIF")
+ORIENTATION = 0x0112
+TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+         5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+WITH_ALPHA = ("RGBA", "LA", "PA")
+
+
+class UnreadablePicture(ValueError):
+    """A picture that cannot be used; the message is the reason, without the file's name."""
+
+
+# several big pictures at once would not fit into a small machine's memory
+_one_big_picture = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PictureFacts:
+    """What one full decoding tells: size in pixels after rotation, whether anything is transparent, hash of the file."""
+
+    width: int
+    height: int
+    has_alpha: bool
+    content_hash: str
+
+
+class _Stream(io.BytesIO):
+    """Bytes whose end is an error once decoding has begun.
+
+    Pillow's own check for truncated files hangs on a global switch that hosts turn off (`LOAD_TRUNCATED_IMAGES`).
+    """
+
+    decoding = False
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        if self.decoding and not data and size != 0:
+            raise UnreadablePicture("the file is truncated")
+        return data
+
+
+def read_picture(path: str | Path, max_megapixels: float = 180.0) -> Image.Image:
+    """The picture in mode RGB, upright by its EXIF rotation; the first frame, 16 bit scaled to 8, transparency over white.
+
+    Raises UnreadablePicture with the reason: not a picture, truncated, empty, or more than `max_megapixels` million pixels.
+    """
+    return _guarded(lambda: _to_rgb(_upright(_decode(read_bytes(path, max_megapixels), max_megapixels))))
+
+
+def read_alpha(path: str | Path, max_megapixels: float = 180.0) -> Image.Image | None:
+    """The opacity in mode L (0 is transparent), upright as `read_picture`; None for a picture without transparency.
+
+    Raises UnreadablePicture as `read_picture` does.
+    """
+    return _guarded(lambda: _alpha(_upright(_decode(read_bytes(path, max_megapixels), max_megapixels))))
+
+
+def check_picture(data: bytes, max_megapixels: float = 180.0) -> PictureFacts:
+    """Decode a picture file's bytes completely and say what is in it. Raises UnreadablePicture as `read_picture` does."""
+    def facts() -> PictureFacts:
+        picture = _decode(data, max_megapixels)
+        width, height = picture.size if _orientation(picture) < 5 else picture.size[::-1]
+        return PictureFacts(width, height, _alpha(picture) is not None, hashlib.blake2b(data, digest_size=16).hexdigest())
+    return _guarded(facts)
+
+
+def read_bytes(path: str | Path, max_megapixels: float = 180.0) -> bytes:
+    """The bytes of a picture file. Raises UnreadablePicture when it is no regular file, is empty, or cannot be opened."""
+    path = Path(path)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadablePicture("it is not a file")
+        # no format needs more than 8 bytes per pixel
+        if status.st_size > max_megapixels * 8e6 + 64e6:
+            raise UnreadablePicture(f"the file has {status.st_size / 1e6:.0f} MB, too much for max_megapixels {max_megapixels:g}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadablePicture(f"it cannot be opened ({error.strerror or error})") from error
+    if not data:
+        raise UnreadablePicture("the file is empty")
+    return data
+
+
+def _guarded(action):
+    """Run `action` on bytes of any origin. Pillow's readers raise nearly every type of exception on damaged files."""
+    try:
+        return action()
+    except UnreadablePicture:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadablePicture(f"it has too many pixels for Pillow ({error})") from error
+    except MemoryError as error:
+        raise UnreadablePicture("it does not fit into memory") from error
+    except Exception as error:
+        raise UnreadablePicture(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _decode(data: bytes, max_megapixels: float) -> Image.Image:
+    Image.init()
+    stream = _Stream(data)
+    try:
+        picture = Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
+    except Image.UnidentifiedImageError as error:
+        is_avif = data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis")
+        reason = "this Pillow cannot read avif" if is_avif and "AVIF" not in Image.OPEN else "it is not a picture, or damaged"
+        raise UnreadablePicture(reason) from error
+    megapixels = picture.width * picture.height / 1e6
+    if megapixels > max_megapixels:
+        raise UnreadablePicture(f"{picture.width}x{picture.height} are {megapixels:.0f} megapixels, max_megapixels is {max_megapixels:g}")
+    # Pillow accepts a PNG whose last chunks are missing
+    if picture.format == "PNG" and b"IEND" not in data:
+        raise UnreadablePicture("the file is truncated")
+    stream.decoding = True
+    with _one_big_picture if megapixels > BIG_MEGAPIXELS else nullcontext():
+        picture.load()
+    stream.decoding = False
+    return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # a picture whose EXIF block alone is damaged is still a picture
+        return 1
+    return value if isinstance(value, int) and value in TURNS else 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    orientation = _orientation(picture)
+    if orientation == 1:
+        return picture
+    turned = picture.transpose(TURNS[orientation])
+    if "transparency" in picture.info:
+        turned.info["transparency"] = picture.info["transparency"]
+    return turned
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    return picture.mode in WITH_ALPHA or ("transparency" in picture.info and picture.mode in ("1", "L", "P", "RGB"))
+
+
+def _alpha(picture: Image.Image) -> Image.Image | None:
+    if not _has_alpha(picture):
+        return None
+    alpha = picture.convert("RGBA").getchannel("A")
+    return alpha if alpha.getextrema()[0] < 255 else None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
+        return _from_16_bit(picture)
+    if picture.mode == "CMYK" and picture.info.get("icc_profile"):
+        return _from_printing_colours(picture)
+    alpha = _alpha(picture)
+    if alpha is None:
+        return picture.convert("RGBA").convert("RGB") if _has_alpha(picture) else picture.convert("RGB")
+    white = Image.new("RGB", picture.size, (255, 255, 255))
+    white.paste(picture.convert("RGBA").convert("RGB"), mask=alpha)
+    return white
+
+
+def _from_printing_colours(picture: Image.Image) -> Image.Image:
+    """CMYK by the profile inside the file: what an ink looks like is not known without it."""
+    from PIL import ImageCms
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        return ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ImportError):  # a damaged profile, or a Pillow without colour management
+        return picture.convert("RGB")
+
+
+def _from_16_bit(picture: Image.Image) -> Image.Image:
+    # Pillow's own convert() clips at 255 instead of scaling
+    values_HW = np.asarray(picture).astype(np.float32)
+    values_HW = np.clip(np.round(values_HW / 257), 0, 255).astype(np.uint8)
+    return Image.fromarray(values_HW).convert("RGB")

@@ -1,0 +1,95 @@
+"""From settings to a session that is ready to train: the gallery first, so that its errors come before anything is loaded."""
+from __future__ import annotations
+
+import logging
+import math
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from .adapter import Adapter
+from .backend import Backend
+from .config import TrainConfig
+from .dataset import Dataset
+from .gallery import Gallery, read_gallery
+from .lora_file import load_lora, to_layers
+from .names import check_name, safe_name
+from .output_files import OutputError
+from .samples import default_steps
+from .session import Listener, Session
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Material:
+    """What a run is made of before a base is loaded."""
+
+    config: TrainConfig
+    name: str
+    gallery: Gallery
+    prior: Gallery | None
+
+
+def read_material(config: TrainConfig) -> Material:
+    """Read the galleries and settle the name. ValueError for a folder without a readable picture or a bad name."""
+    gallery = read_gallery(config.train_data_dir, metadata_path=config.metadata_path, trigger=config.trigger, repeats=config.repeats,
+                           masks=config.masks, max_megapixels=config.max_megapixels)
+    prior = None
+    if config.reg_data_dir:
+        prior = read_gallery(config.reg_data_dir, masks=config.masks, max_megapixels=config.max_megapixels, is_prior=True)
+    name = check_name(config.name) if config.name else safe_name(Path(config.train_data_dir).resolve().name)
+    return Material(config, name, gallery, prior)
+
+
+def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:
+    """A new adapter, or one that continues from `init_lora` with that file's own ranks and alphas."""
+    components = backend.components()
+    if config.init_lora:
+        weights, _ = load_lora(config.init_lora)
+        return Adapter.from_weights(components, to_layers(weights, backend.lora_key, components, backend.name), dropout=config.lora_dropout)
+    targets = {name: config.unet_target_modules if name == "unet" else (config.text_encoder_target_modules or []) for name in components}
+    alpha = float(config.lora_rank if config.lora_alpha is None else config.lora_alpha)
+    return Adapter.create(components, targets, rank=config.lora_rank, alpha=alpha, dropout=config.lora_dropout, rslora=config.rslora,
+                          dora=config.dora, conv_rank=config.conv_rank, conv_alpha=config.conv_alpha, seed=config.seed)
+
+
+def total_steps(config: TrainConfig, dataset: Dataset) -> int:
+    if config.steps is not None:
+        return config.steps
+    if config.epochs is not None:
+        return config.epochs * dataset.order.steps_per_epoch
+    return default_steps(len(dataset.gallery.examples), dataset.order.group)
+
+
+def make_session(material: Material, backend: Backend, listeners: list[Listener] | None = None, progress=None) -> Session:
+    """Encode the gallery and put the session together. OutputError when the output folder cannot be written to."""
+    config = material.config
+    adapter = make_adapter(config, backend)
+    dataset = Dataset(config, backend, material.gallery, material.prior)
+    check_writable(Path(config.output_dir))
+    with backend.borrow():
+        reports = dataset.prepare(progress)
+    for what, report in reports.items():
+        log.info("%s: %d encoded, %d from the cache%s", what, report.encoded, report.reused,
+                 f", {report.repaired} damaged and made again" if report.repaired else "")
+    if not dataset.trains_text:
+        backend.offload_encoders()
+    return Session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners)
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before the training whether its result can be written."""
+    probe = folder / f".{uuid.uuid4().hex}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        os.unlink(probe)
+    except OSError as error:
+        raise OutputError(f"output_dir {folder} cannot be written to ({error.strerror or error}); change its permissions or set another "
+                          "output_dir") from error
+
+
+def epochs_of(steps: int, dataset: Dataset) -> int:
+    return math.ceil(steps / dataset.order.steps_per_epoch)

@@ -1,0 +1,64 @@
+"""Which pictures each step sees: a function of the seed and the step alone, so that a resumed run goes on exactly."""
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Sequence
+
+from .randomness import python_random
+
+
+class SampleOrder:
+    """The samples of every step, as indices into a list of pictures with their sizes and repeats.
+
+    A step has `group` samples: batch size times accumulation. Within an epoch every picture comes as often as its repeats
+    say. Groups of one size are formed as far as possible, so that batches are full; what is left over is mixed, and the last
+    group is filled up from the front of the epoch. How a group is cut into batches changes nothing but rounding.
+    """
+
+    def __init__(self, sizes: Sequence[tuple[int, int]], repeats: Sequence[int], group: int, seed: int) -> None:
+        assert len(sizes) == len(repeats) > 0 and group > 0
+        self.sizes, self.repeats, self.group, self.seed = list(sizes), list(repeats), group, seed
+        self.samples_per_epoch = sum(repeats)
+        counts: dict[tuple[int, int], int] = {}
+        for size, repeat in zip(sizes, repeats):
+            counts[size] = counts.get(size, 0) + repeat
+        self.steps_per_epoch = sum(n // group for n in counts.values()) + math.ceil(sum(n % group for n in counts.values()) / group)
+        self._epoch = lru_cache(maxsize=2)(self._make_epoch)
+
+    def of_step(self, step: int) -> list[int]:
+        """Picture indices of a step, `group` of them; steps count from 0."""
+        return self._epoch(step // self.steps_per_epoch)[step % self.steps_per_epoch]
+
+    def batches(self, step: int, batch_size: int) -> list[list[tuple[int, int]]]:
+        """The step's samples as batches of one size each: lists of (sample number within the step, picture index)."""
+        by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for number, index in enumerate(self.of_step(step)):
+            by_size.setdefault(self.sizes[index], []).append((number, index))
+        return [same[i:i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+
+    def _make_epoch(self, epoch: int) -> list[list[int]]:
+        rng = python_random(self.seed, "order", epoch, 0)
+        everything = [index for index, repeat in enumerate(self.repeats) for _ in range(repeat)]
+        rng.shuffle(everything)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index in everything:
+            by_size.setdefault(self.sizes[index], []).append(index)
+        groups, rest = [], []
+        for same in by_size.values():
+            full = len(same) // self.group * self.group
+            groups += [same[i:i + self.group] for i in range(0, full, self.group)]
+            rest += same[full:]
+        if rest:
+            rng.shuffle(rest)
+            missing = -len(rest) % self.group
+            rest += [everything[i % len(everything)] for i in range(missing)]
+            groups += [rest[i:i + self.group] for i in range(0, len(rest), self.group)]
+        rng.shuffle(groups)
+        assert len(groups) == self.steps_per_epoch
+        return groups
+
+
+def default_steps(pictures: int, group: int) -> int:
+    """Steps where the user gave neither steps nor epochs: 80 samples for each picture, at least 800 and at most 4,000."""
+    return math.ceil(min(4000, max(800, 80 * pictures)) / group)

@@ -1,0 +1,314 @@
+"""One training run. It can be stopped, saved, read back and continued, and it never owns the base that it trains against."""
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+
+from .adapter import Adapter
+from .backend import Backend, SampleRequest
+from .config import TrainConfig
+from .dataset import Dataset
+from .extension_points import load_function
+from .lora_file import DTYPES, load_lora, save_lora, to_file_weights, to_layers, write_safetensors
+from .lora_metadata import build_metadata
+from .objective import Objective
+from .optimizers import EMA, make_optimizer, make_scheduler
+from .output_files import write_atomically
+from .peft_format import to_peft
+from .precision import Precision, gradient_norm
+from .randomness import hashed_seed, uniform
+from .state import load_newest_state, remove_states, save_state, step_stem
+
+log = logging.getLogger(__name__)
+
+
+class NotANumber(ValueError):
+    """The loss or its gradient is NaN or infinite; the weights are still those of the step before."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a finished step tells its listeners; `seconds` is the step's own time."""
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float
+    samples: int
+    seconds: float
+
+
+@dataclass
+class Outcome:
+    """How a run ended: `status` is "completed", "stopped" or "failed"; `lora` is the file that keeps what was learned."""
+
+    status: str
+    step: int
+    total_steps: int
+    lora: Path | None
+    message: str
+    files: list[Path] = field(default_factory=list)
+
+
+class Listener:
+    """Is told what happens in a run. Every method may be left out."""
+
+    def started(self, session: Session) -> None: ...
+    def stepped(self, session: Session, report: StepReport) -> None: ...
+    def saved(self, session: Session, lora: Path) -> None: ...
+    def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None: ...
+    def ended(self, session: Session, outcome: Outcome) -> None: ...
+
+
+class Session:
+    """A run of `total_steps` steps over `dataset` with the adapter attached to the backend's modules.
+
+    `step` counts finished steps. Between two calls of `train` a session holds the adapter, the optimizer and counters only.
+    Call `stop()` from any thread or signal handler: the run ends after the step, saved and ready to go on.
+    """
+
+    def __init__(self, config: TrainConfig, backend: Backend, dataset: Dataset, adapter: Adapter, *, name: str,
+                 total_steps: int, listeners: list[Listener] | None = None) -> None:
+        self.config, self.backend, self.dataset, self.adapter, self.name = config, backend, dataset, adapter, name
+        self.total_steps, self.listeners, self.step, self.elapsed = total_steps, list(listeners or []), 0, 0.0
+        self.folder = Path(config.output_dir)
+        self.objective = Objective(config, backend.prediction)
+        adapter.to(backend.device)
+        groups = adapter.parameter_groups(config.learning_rate, config.text_encoder_lr, config.lora_plus_ratio)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.optimizer = make_optimizer(config, groups)
+        self.scheduler = make_scheduler(config, self.optimizer, total_steps)
+        self.precision = Precision(config.mixed_precision, backend.device, self.optimizer)
+        self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
+        self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
+        self.started_at = time.time()
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def train(self) -> Outcome:
+        """Train to the end, or until stopped. Whatever ends it, what was learned is saved first; then errors are raised again."""
+        self._tell("started")
+        try:
+            with self.backend.borrow(), self.adapter.attached(self.backend.components()):
+                self.backend.set_checkpointing(self.config.gradient_checkpointing)
+                while self.step < self.total_steps and not self._asked_to_stop():
+                    self._tell("stepped", self.train_step())
+                    if self._due(self.config.save_steps) and self.step < self.total_steps:
+                        self.save()
+                    if self._due(self.config.preview_steps):
+                        self.draw_previews()
+        except (Exception, KeyboardInterrupt) as error:
+            self._tell("ended", self._keep_after(error))
+            raise
+        outcome = self._finish()
+        self._tell("ended", outcome)
+        return outcome
+
+    def train_step(self) -> StepReport:
+        """One optimizer step over all samples of the step, summed up batch by batch."""
+        began = time.perf_counter()
+        self.adapter.train()
+        total = torch.zeros((), device=self.backend.device)
+        for batch in self.dataset.order.batches(self.step, self.config.batch_size):
+            loss = self._loss(batch) / self.dataset.order.group
+            self.precision.backward(loss)
+            total += loss.detach()
+        self.precision.unscale()
+        norm = gradient_norm(self.parameters, self.config.max_grad_norm)
+        report = self._update(total.item(), norm.item(), began)
+        self.elapsed += report.seconds
+        return report
+
+    def _update(self, loss: float, norm: float, began: float) -> StepReport:
+        """Take the step, unless it would spoil the weights."""
+        overflow_is_normal = self.precision.scaler is not None and math.isfinite(loss)
+        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow_is_normal):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotANumber(_advice_for_nan(self.config, self.step, loss, self.precision.kind))
+        rate = self.scheduler.get_last_lr()[0]
+        if self.precision.step() and self.ema:
+            self.ema.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        self.step += 1
+        return StepReport(self.step, self.total_steps, loss, rate, norm, self.dataset.order.group, time.perf_counter() - began)
+
+    def _loss(self, batch: list[tuple[int, int]]) -> torch.Tensor:
+        """Summed loss of one batch of (sample number, picture index)."""
+        config, device, step = self.config, self.backend.device, self.step
+        numbers = [number for number, _ in batch]
+        data = self.dataset.collate(batch, step)
+        z0_BCHW = data["z_BCHW"].to(device)
+        t_B = self.objective.timesteps(uniform(config.seed, "timestep", step, numbers)).to(device)
+        noise_BCHW = self.objective.noise(z0_BCHW.shape, config.seed, step, numbers).to(device)
+        z_t_BCHW = self.objective.noisy(z0_BCHW, noise_BCHW, t_B)
+        target_BCHW = self.objective.target(z0_BCHW, noise_BCHW, t_B)
+        with self._seeded(numbers[0]), self.precision.autocast():
+            cond = self.dataset.condition(data["captions"])
+            out_BCHW = self.backend.predict(z_t_BCHW, self.objective.model_timestep(t_B), cond, data["size_B6"].to(device))
+        mask = data["mask_B1HW"].to(device) if "mask_B1HW" in data else None
+        loss = self.objective.loss(out_BCHW.float(), target_BCHW, t_B, mask, data["weight_B"].to(device)).sum()
+        if self.loss_term is not None:
+            loss = loss + len(batch) * self.loss_term(out_BCHW.float(), target_BCHW, t_B, {**data, "z_t_BCHW": z_t_BCHW, "step": step})
+        return loss
+
+    def _seeded(self, number: int):
+        """Dropout and users' own code draw from torch's global generator: give it a seed of the step, and give it back."""
+        if not (self.config.lora_dropout or self.loss_term):
+            return nullcontext()
+        return _global_seed(hashed_seed(self.config.seed, "torch", self.step, number), self.backend.device)
+
+    def save(self) -> Path:
+        """Write `name-<step>.safetensors` and, beside it, the state to go on from."""
+        lora = self.save_lora(step_stem(self.name, self.step))
+        save_state(self.folder, self.name, self.step, self.state_dict())
+        self._tell("saved", lora)
+        return lora
+
+    def save_lora(self, stem: str) -> Path:
+        """Write the adapter as `stem.safetensors` in the chosen form; every key is checked against the base's layers."""
+        with self.ema.applied() if self.ema else nullcontext():
+            weights = to_file_weights(self.adapter.weights(), self.backend.lora_key)
+            path = self.folder / f"{stem}.safetensors"
+            if self.config.save_format in ("kohya", "both"):
+                save_lora(path, weights, self.metadata(stem), self.config.save_dtype)
+                written, _ = load_lora(path)
+                placed = to_layers(written, self.backend.lora_key, self.backend.components())
+                assert placed.keys() == self.adapter.layers.keys(), "a key of the written file does not lead back to its layer"
+            if self.config.save_format in ("peft", "both"):
+                peft = self.folder / f"{stem}-peft" / "pytorch_lora_weights.safetensors"
+                write_safetensors(peft, to_peft(weights, DTYPES[self.config.save_dtype]), {"format": "pt", **self.metadata(stem)})
+                path = path if self.config.save_format == "both" else peft
+        return path
+
+    def metadata(self, stem: str) -> dict[str, str]:
+        return build_metadata(
+            self.config, name=stem, family=self.backend.family, base_hash=self.backend.base_hash, base_name=self.backend.name,
+            trigger=self.config.trigger, tag_counts=self.dataset.tag_counts(), steps=self.step,
+            epochs=self.step // self.dataset.order.steps_per_epoch, pictures=len(self.dataset.examples),
+            resolution=self.dataset.resolution, prediction=self.backend.prediction.kind, started_at=self.started_at)
+
+    def draw_previews(self) -> list:
+        """Draw the preview prompts with the adapter as it is now; the pictures go to `previews/` and to the listeners."""
+        prompts = self.config.preview_prompts or [self.dataset.preview_prompt()]
+        request = SampleRequest(prompts=tuple(prompts), seed=self.config.preview_seed, guidance=self.config.preview_guidance,
+                                width=self.dataset.resolution, height=self.dataset.resolution)
+        self.adapter.eval()
+        with self.ema.applied() if self.ema else nullcontext():
+            pictures = self.backend.sample(request)
+        for number, picture in enumerate(pictures):
+            write_png(self.folder / "previews" / f"{step_stem(self.name, self.step)}-{number}.png", picture)
+        self._tell("drew", self.step, prompts, pictures)
+        return pictures
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"adapter": self.adapter.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+                "precision": self.precision.state_dict(), "ema": self.ema.state_dict() if self.ema else {}, "elapsed": self.elapsed,
+                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "started_at": self.started_at}
+
+    def resume(self) -> list[str]:
+        """Go on from the newest readable state in the output folder. Returns what differs from the run that wrote it.
+
+        ValueError when there is no state, when it belongs to other layers, or when its steps are all done.
+        """
+        state = load_newest_state(self.folder, self.name)
+        if state["step"] >= self.total_steps:
+            raise ValueError(f"the saved run is at step {state['step']} and this one ends at {self.total_steps}: there is nothing left "
+                             "to do; raise steps or epochs to train further")
+        now, then = self.config.to_dict(), state["config"]
+        changed = [f"{key} was {then.get(key)!r} and is now {now[key]!r}" for key in now if then.get(key) != now[key] and key not in _FREE]
+        if state["pictures"] != self.dataset.fingerprint():
+            changed.append("pictures or captions have changed since")
+        own, saved = self.adapter.state_dict(), state["adapter"]
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
+            raise ValueError("the saved run trained other layers or another rank; set lora_rank and the target modules back, or start "
+                             "without --resume")
+        self.adapter.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.precision.load_state_dict(state["precision"])
+        if self.ema and state["ema"]:
+            self.ema.load_state_dict(state["ema"])
+        self.step, self.elapsed, self.started_at = state["step"], state["elapsed"], state["started_at"]
+        return changed
+
+    def _finish(self) -> Outcome:
+        done = self.step >= self.total_steps
+        lora = self.save_lora(self.name)
+        if done:
+            remove_states(self.folder, self.name)
+            message = f"completed {self.step} steps; the LoRA is {lora}"
+        else:
+            save_state(self.folder, self.name, self.step, self.state_dict())
+            message = f"stopped after step {self.step} of {self.total_steps}; what was learned is {lora}; go on with --resume"
+        self._tell("saved", lora)
+        return Outcome("completed" if done else "stopped", self.step, self.total_steps, lora, message)
+
+    def _keep_after(self, error: BaseException) -> Outcome:
+        """A failed run keeps its last good weights, if the failure lets it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        lora, kept = None, "nothing had been learned yet"
+        if self.step:
+            try:
+                lora = self.save_lora(self.name)
+                save_state(self.folder, self.name, self.step, self.state_dict())
+                kept = f"what was learned in {self.step} steps is {lora}; go on with --resume"
+            except OSError as second:
+                kept = f"what was learned could not be saved either: {second}"
+        return Outcome("failed", self.step, self.total_steps, lora, f"failed at step {self.step + 1}: {error}; {kept}")
+
+    def _asked_to_stop(self) -> bool:
+        return self._stop.is_set() or self.backend.interrupted()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.step % every == 0
+
+    def _tell(self, event: str, *arguments: Any) -> None:
+        for listener in self.listeners:
+            getattr(listener, event)(self, *arguments)
+
+
+_FREE = {"output_dir", "cache_dir", "save_steps", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
+         "preview_guidance", "tensorboard", "log_every", "name", "device"}
+"""Settings that may change in a resumed run without changing its result."""
+
+
+class _global_seed:
+    """Seed torch's global generators inside, and put their state back."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed, self.fork = seed, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *error) -> None:
+        self.fork.__exit__(*error)
+
+
+def _advice_for_nan(config: TrainConfig, step: int, loss: float, precision: str) -> str:
+    look_at = f"learning_rate ({config.learning_rate:g}): try a tenth of it"
+    if precision == "fp16":
+        look_at += "; or set mixed_precision to bf16 or no, as fp16 overflows on some models"
+    what = "loss" if not math.isfinite(loss) else "gradient"
+    return f"the {what} at step {step + 1} is not a number any more; the weights from before that step are kept. Look at {look_at}"
+
+
+def write_png(path: Path, picture) -> None:
+    from io import BytesIO
+
+    data = BytesIO()
+    picture.save(data, "PNG")
+    write_atomically(path, data.getvalue())
