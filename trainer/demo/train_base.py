@@ -3,7 +3,7 @@
 Parts and order are those of Stable Diffusion: an autoencoder; a CLIP text encoder, first trained against the pictures
 (contrastive, Radford et al. 2021, 2103.00020); then a UNet with cross-attention, in v-prediction (2202.00512) with zero
 terminal SNR (2305.08891), while the text encoder goes on learning. Every stage saves, and goes on from what it finds.
-Run it as `python train.py train-base`; about two hours on 2 CPU cores.
+Run it as `python train.py train-base`; about 40 minutes on 2 CPU cores.
 """
 from __future__ import annotations
 
@@ -264,10 +264,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python train.py train-base", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for what the stages save on the way")
     parser.add_argument("--out", type=Path, default=BASE_DIR, help="where the finished base goes (default: into the project)")
-    parser.add_argument("--vae-steps", type=int, default=1500)
-    parser.add_argument("--text-steps", type=int, default=600)
-    parser.add_argument("--unet-steps", type=int, default=12000)
-    parser.add_argument("--pool", type=int, default=40000, help="how many pictures are drawn for the text encoder and the UNet")
+    parser.add_argument("--vae-steps", type=int, default=3250)
+    parser.add_argument("--text-steps", type=int, default=450)
+    parser.add_argument("--unet-steps", type=int, default=4500)
+    parser.add_argument("--pool", type=int, default=24000, help="how many pictures are drawn for the text encoder and the UNet")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     options.work.mkdir(parents=True, exist_ok=True)
