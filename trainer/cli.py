@@ -153,7 +153,7 @@ def train_until_signal(session):
 
 def try_command(config: TrainConfig, name: str) -> str:
     subject = f"a photo of {config.trigger}" if config.trigger else "a photo"
-    return (f'python train.py generate --base "{config.base_model}" --lora-dir "{config.output_dir}" '
+    return (f'python train.py generate --base "{config.base_model}" --lora-dir "{config.lora_dir or config.output_dir}" '
             f'--prompt "{subject} <lora:{name}:0.8>" --seed 1 --out picture.png')
 
 

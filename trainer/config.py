@@ -136,6 +136,8 @@ class TrainConfig:
     # Output
     output_dir: str = setting("output", pattern=PATH, form="a path", help=(
         "Folder for the LoRA, the saved states, the previews and the logs."))
+    lora_dir: str | None = setting(None, form="a path", help=(
+        "Another folder for the LoRA files alone, such as the one where your WebUI looks for them; empty means output_dir."))
     save_steps: int = setting(0, minimum=0, maximum=10_000_000, unit="steps", help=(
         "Save the LoRA and the state to go on from every this many steps; 0 saves at the end only."))
     save_dtype: str = setting("fp16", choices=("fp16", "bf16", "fp32"), help=(

@@ -68,7 +68,9 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     config = material.config
     adapter = make_adapter(config, backend)
     dataset = Dataset(config, backend, material.gallery, material.prior)
-    check_writable(Path(config.output_dir))
+    check_writable("output_dir", Path(config.output_dir))
+    if config.lora_dir:
+        check_writable("lora_dir", Path(config.lora_dir))
     with backend.borrow():
         reports = dataset.prepare(progress)
     for what, report in reports.items():
@@ -79,7 +81,7 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     return Session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(setting: str, folder: Path) -> None:
     """Find out before the training whether its result can be written."""
     probe = folder / f".{uuid.uuid4().hex}.tmp"
     try:
@@ -87,8 +89,8 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(b"")
         os.unlink(probe)
     except OSError as error:
-        raise OutputError(f"output_dir {folder} cannot be written to ({error.strerror or error}); change its permissions or set another "
-                          "output_dir") from error
+        raise OutputError(f"{setting} {folder} cannot be written to ({error.strerror or error}); change its permissions or set another "
+                          f"{setting}") from error
 
 
 def epochs_of(steps: int, dataset: Dataset) -> int:

@@ -81,6 +81,7 @@ class Session:
         self.config, self.backend, self.dataset, self.adapter, self.name = config, backend, dataset, adapter, name
         self.total_steps, self.listeners, self.step, self.elapsed = total_steps, list(listeners or []), 0, 0.0
         self.folder = Path(config.output_dir)
+        self.lora_folder = Path(config.lora_dir or config.output_dir)
         self.objective = Objective(config, backend.prediction)
         adapter.to(backend.device)
         groups = adapter.parameter_groups(config.learning_rate, config.text_encoder_lr, config.lora_plus_ratio)
@@ -180,14 +181,14 @@ class Session:
         """Write the adapter as `stem.safetensors` in the chosen form; every key is checked against the base's layers."""
         with self.ema.applied() if self.ema else nullcontext():
             weights = to_file_weights(self.adapter.weights(), self.backend.lora_key)
-            path = self.folder / f"{stem}.safetensors"
+            path = self.lora_folder / f"{stem}.safetensors"
             if self.config.save_format in ("kohya", "both"):
                 save_lora(path, weights, self.metadata(stem), self.config.save_dtype)
                 written, _ = load_lora(path)
                 placed = to_layers(written, self.backend.lora_key, self.backend.components())
                 assert placed.keys() == self.adapter.layers.keys(), "a key of the written file does not lead back to its layer"
             if self.config.save_format in ("peft", "both"):
-                peft = self.folder / f"{stem}-peft" / "pytorch_lora_weights.safetensors"
+                peft = self.lora_folder / f"{stem}-peft" / "pytorch_lora_weights.safetensors"
                 write_safetensors(peft, to_peft(weights, DTYPES[self.config.save_dtype]), {"format": "pt", **self.metadata(stem)})
                 path = path if self.config.save_format == "both" else peft
         return path
@@ -243,6 +244,17 @@ class Session:
         self.step, self.elapsed, self.started_at = state["step"], state["elapsed"], state["started_at"]
         return changed
 
+    def resumable(self) -> bool:
+        """Whether the output folder has an unfinished run of this name with the same settings, pictures and layers."""
+        try:
+            state = load_newest_state(self.folder, self.name)
+        except ValueError:
+            return False
+        now, then = self.config.to_dict(), state["config"]
+        shapes = [{name: x.shape for name, x in adapter.items()} for adapter in (self.adapter.state_dict(), state["adapter"])]
+        return (state["step"] < self.total_steps and shapes[0] == shapes[1] and state["pictures"] == self.dataset.fingerprint()
+                and all(then.get(key) == value for key, value in now.items() if key not in _FREE))
+
     def _finish(self) -> Outcome:
         done = self.step >= self.total_steps
         lora = self.save_lora(self.name)
@@ -279,7 +291,7 @@ class Session:
             getattr(listener, event)(self, *arguments)
 
 
-_FREE = {"output_dir", "cache_dir", "save_steps", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
+_FREE = {"output_dir", "lora_dir", "cache_dir", "save_steps", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
          "preview_guidance", "tensorboard", "log_every", "name", "device"}
 """Settings that may change in a resumed run without changing its result."""
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from . import drawings
 from .judge import concept_score, prompt_accuracy
-from .scenes import is_held_out
+from .scenes import is_held_out, training_scene
 from ..backend import Backend, SampleRequest
 from ..config_files import load_config
 from ..generate import loras_applied
@@ -35,8 +35,10 @@ GRID_PROMPTS = (f"a photo of {drawings.TRIGGER} on a white background", f"a phot
 def run_demo(folder: Path) -> dict:
     """Train, draw and judge; returns what it also writes to `<folder>/result.json`."""
     began = time.monotonic()
-    config, _ = load_config(CONFIG, [f"train_data_dir={GALLERY_DIR}", f"output_dir={folder}"])
     backend = load_base("demo")
+    log.info("drawing pictures of what the base knows, so that it does not forget ...")
+    write_prior(backend, folder / "prior")
+    config, _ = load_config(CONFIG, [f"train_data_dir={GALLERY_DIR}", f"reg_data_dir={folder / 'prior'}", f"output_dir={folder}"])
     session = make_session(read_material(config), backend, usual_listeners(config))
     outcome = session.train()
     registry = Registry([folder])
@@ -51,7 +53,18 @@ def run_demo(folder: Path) -> dict:
     return result
 
 
-def measure(backend: Backend, registry: Registry, name: str, pictures: int = 25, prompts: int = 40) -> dict[str, float]:
+def write_prior(backend: Backend, folder: Path, count: int = 192) -> None:
+    """Pictures that the base draws itself, for prior preservation (2208.12242): what it knows already is shown beside the new."""
+    rng = random.Random("prior")
+    captions = [training_scene(rng).caption for _ in range(count)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(draw(backend, captions, first_seed=9000)):
+        write_png(folder / f"{i:03d}.png", picture)
+    lines = [json.dumps({"file_name": f"{i:03d}.png", "text": caption}) for i, caption in enumerate(captions)]
+    write_atomically(folder / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
+
+
+def measure(backend: Backend, registry: Registry, name: str, pictures: int = 50, prompts: int = 80) -> dict[str, float]:
     """Concept score of `pictures` pictures for the trigger, and share of colours and shapes that are right for `prompts` other prompts,
     both without and with the LoRA at weight 1."""
     scenes = held_out_scenes(prompts)
