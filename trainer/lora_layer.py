@@ -27,7 +27,8 @@ class _LoRALinear(torch.autograd.Function):
         if held is None:
             y_NO = (h_NR @ up.t()).mul_(scale)
         else:
-            y_NO = F.linear(x_NI, cast(held[0], x), cast(held[1], x)).addmm_(h_NR, up.t(), alpha=scale)
+            # in the shape of x, as the layer itself computes it: a LoRA that is still zero then changes not one bit
+            y_NO = F.linear(x, cast(held[0], x), cast(held[1], x)).view(-1, up.shape[0]).addmm_(h_NR, up.t(), alpha=scale)
         ctx.scale, ctx.held = scale, held
         ctx.save_for_backward(x, h_NR, down, up)
         return y_NO.view(*x.shape[:-1], up.shape[0])

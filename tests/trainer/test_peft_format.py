@@ -179,14 +179,18 @@ def test_damaged_peft_settings_are_an_error():
     )
 
 
-@pytest.mark.parametrize("form", ["kohya", "peft"])
-@pytest.mark.parametrize(
-    "settings", [dict(), dict(conv_rank=2), dict(dora=True), dict(alpha=4.0)], ids=["linear", "locon", "dora", "alpha"]
+PLAIN, LOCON, ALPHA, DORA = {}, {"conv_rank": 2}, {"alpha": 4.0}, {"dora": True}
+
+
+@pytest.mark.parametrize(  # diffusers says that it leaves DoRA's magnitudes out of a kohya file
+    "form, settings", [(form, settings) for form in ("kohya", "peft") for settings in (PLAIN, LOCON, ALPHA)] + [("peft", DORA)], ids=str
 )
 def test_diffusers_draws_the_same_picture_from_our_files(tmp_path, form, settings):
     components = {"unet": tiny_unet(), "te": tiny_text_encoder()}
     bare = draw(tiny_pipeline(components["unet"], components["te"]))
     weights = random_lora(components, **settings)
+    if settings.get("dora"):  # with transformers 5, diffusers 0.42 leaves the magnitudes of a text encoder out, and says so
+        weights = {key: layer for key, layer in weights.items() if key.startswith("lora_unet_")}
     if form == "kohya":  # diffusers' own reader of kohya files knows fewer of the convolutions than the LoRA has
         weights = {
             key: layer
