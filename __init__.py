@@ -23,3 +23,10 @@ def _register() -> None:
 
 if __name__ != "hotlora":
     _register()
+
+
+async def comfy_entrypoint():
+    """What ComfyUI calls for the nodes."""
+    from hotlora.nodes import HotLoRAExtension
+
+    return HotLoRAExtension()

@@ -8,7 +8,7 @@ autograd's own convolution keeps its input.
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
-from typing import Iterator
+from typing import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -139,14 +139,20 @@ class FrozenForward:
                 and module.padding_mode == "zeros" and not isinstance(module.padding, str))
 
 
+def frozen_forward(module: nn.Module) -> FrozenForward | None:
+    """What `borrowed` puts over a layer: the frozen operation where the layer computes what torch's own does."""
+    return FrozenForward(module) if FrozenForward.fits(module) else None
+
+
 @contextmanager
-def borrowed(module: nn.Module) -> Iterator[nn.Module]:
+def borrowed(module: nn.Module, forward_for: Callable[[nn.Module], Callable | None] = frozen_forward) -> Iterator[nn.Module]:
     """Make a frozen module usable with autograd; on exit every forward, parameter, buffer, flag and mode is what it was.
 
     Linear and convolution layers with torch's own forward go through the frozen operations. Parameters and buffers that are
     inference tensors are stood in for by aliases: same memory, nothing copied. `requires_grad` is off for all. Enter it
     outside of inference mode; nothing else may use or move the module meanwhile, and what is attached inside comes off
-    before the exit. May be nested.
+    before the exit. May be nested. `forward_for` chooses the forward of a layer, for hosts with layers of their own; None
+    leaves it as it is.
     """
     assert not torch.is_inference_mode_enabled(), "borrow a module outside of inference mode"
     undo = []
@@ -155,9 +161,10 @@ def borrowed(module: nn.Module) -> Iterator[nn.Module]:
         for part in module.modules():
             undo.append((setattr, part, "training", part.training))
             _alias_tensors(part, stand_ins, undo)
-            if FrozenForward.fits(part):
+            forward = None if "forward" in part.__dict__ else forward_for(part)
+            if forward is not None:
                 undo.append((lambda part, name, _: part.__dict__.pop(name, None), part, "forward", None))
-                part.__dict__["forward"] = FrozenForward(part)
+                part.__dict__["forward"] = forward
         yield module
     finally:
         for restore, owner, name, value in reversed(undo):

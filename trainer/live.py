@@ -145,6 +145,12 @@ class Registry:
             if name in self._memory:
                 source = self._memory[name]
                 return FoundLora(name, source() if callable(source) else source, {})
+            return self._read(self.path(name))
+
+    def path(self, name: str) -> Path:
+        """The file that a name means; ValueError as for `find`. What is registered in memory has none and is not looked at."""
+        name = _same_form(name)
+        with self._lock:
             files = self._scan((".safetensors",))
             matches = [path for path, relative in files.items() if name in (_same_form(path.stem), _same_form(relative))]
             if len(matches) > 1:
@@ -154,7 +160,22 @@ class Registry:
                 )
             if not matches:
                 raise self._unknown(name, files)
-            return self._read(matches[0])
+            return matches[0]
+
+    def saved_steps(self, name: str) -> dict[str, Path]:
+        """The saved steps of a LoRA (`name-000100`, ...) in order, then the finished one, where they are there.
+
+        ValueError as for `find` when there is neither.
+        """
+        name = _same_form(name)
+        with self._lock:
+            step = re.compile(re.escape(name) + r"-\d{6,}")
+            files = self._scan((".safetensors",))
+            named = {form: path for path, relative in files.items() for form in (_same_form(path.stem), _same_form(relative))}
+            found = {form: named[form] for form in sorted(named, key=lambda form: (len(form), form)) if step.fullmatch(form)}
+            if found and name not in named:
+                return found
+            return {**found, name: self.path(name)}
 
     def names(self) -> list[str]:
         """Every name that can be used, sorted."""

@@ -1,0 +1,15 @@
+"""The ComfyUI nodes, one per file. ComfyUI asks for `HotLoRAExtension`; nothing of the core is loaded before a node runs."""
+from comfy_api.latest import ComfyExtension, io
+
+from .compare import HotLoRACompare
+from .gallery import HotLoRAGallery
+from .prompt import HotLoRAPrompt
+from .settings import HotLoRASettings
+from .train import HotLoRATrain
+
+NODES = (HotLoRAGallery, HotLoRATrain, HotLoRASettings, HotLoRAPrompt, HotLoRACompare)
+
+
+class HotLoRAExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

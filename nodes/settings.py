@@ -1,0 +1,57 @@
+"""HotLoRA Settings: everything that HotLoRA Train does not ask for, generated from TrainConfig."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+SETTINGS_TYPE = io.Custom("HOTLORA_SETTINGS")
+ELSEWHERE = frozenset({
+    "train_data_dir", "repeats", "base_model", "name", "trigger", "steps", "lora_rank", "learning_rate", "resolution", "seed",
+    "output_dir", "lora_dir", "cache_dir", "save_format", "device", "mixed_precision", "tensorboard", "text_encoder_target_modules", "text_encoder_lr"})
+"""Settings that other widgets hold or that ComfyUI decides."""
+
+
+class HotLoRASettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HotLoRASettings", display_name="HotLoRA Settings", category="HotLoRA",
+            description="More settings for HotLoRA Train. What is left as it is changes nothing.",
+            inputs=[_widget(definition) for definition in _offered()],
+            outputs=[SETTINGS_TYPE.Output("settings", display_name="settings", tooltip="For HotLoRA Train.")])
+
+    @classmethod
+    def execute(cls, **values) -> io.NodeOutput:
+        import yaml
+
+        changed = {}
+        for definition in _offered():
+            value = values.get(definition.name, "")
+            if definition.kind in ("list[str]", "dict") and isinstance(value, str):
+                value = yaml.safe_load(value) if value.strip() else None
+                value = definition.default if value is None else value
+            value = definition.convert(value)
+            if value != definition.default:
+                changed[definition.name] = value
+        return io.NodeOutput(changed)
+
+
+def _offered() -> list:
+    from ..trainer.config import SETTINGS
+
+    return [definition for definition in SETTINGS.values() if definition.name not in ELSEWHERE]
+
+
+def _widget(definition):
+    tooltip = f"{definition.help} [{definition.allowed()}; default {definition.default_text()}]"
+    common = {"id": definition.name, "tooltip": tooltip, "optional": True}
+    low, high = definition.minimum if definition.above is None else definition.above, definition.maximum
+    if definition.choices and not definition.form:
+        return io.Combo.Input(options=list(definition.choices), default=definition.default, **common)
+    if definition.kind == "bool":
+        return io.Boolean.Input(default=definition.default, **common)
+    if definition.optional or definition.kind in ("str", "list[str]", "dict"):
+        default = definition.default if isinstance(definition.default, str) else "" if not definition.default else f"{definition.default:g}"
+        return io.String.Input(default=default, **common)
+    if definition.kind == "int":
+        return io.Int.Input(default=definition.default, min=low, max=min(high, 2**53), step=definition.multiple, **common)
+    return io.Float.Input(default=definition.default, min=low, max=high, step=0.001, round=False, **common)

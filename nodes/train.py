@@ -1,0 +1,65 @@
+"""HotLoRA Train: trains on the MODEL, CLIP and VAE of the graph, and hands on both with the new LoRA applied."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .gallery import GALLERY
+from .settings import SETTINGS_TYPE
+
+PRESETS = {
+    "quick": {"lora_rank": 8, "learning_rate": 2e-4, "steps": 0.5},
+    "balanced": {"lora_rank": 16, "learning_rate": 1e-4, "steps": 1.0},
+    "thorough": {"lora_rank": 32, "learning_rate": 7e-5, "steps": 2.0},
+}
+"""What a widget at 0 means; `steps` is a factor on the number that the pictures suggest."""
+
+
+class HotLoRATrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="HotLoRATrain", display_name="HotLoRA Train", category="HotLoRA",
+            description="Trains a LoRA on the model that is already loaded. Cancel stops after the step and keeps what was learned; "
+                        "run again to go on.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to train on. LoRAs that are applied to it stay in force."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                GALLERY.Input("gallery", tooltip="The pictures, from HotLoRA Gallery."),
+                io.String.Input("name", default="my_lora", tooltip="Name of the LoRA, as used in <lora:name:1>. An older one of this name is kept as name-v1."),
+                io.String.Input("trigger", default="sks", tooltip="The word that calls up what was learned; it is put first in every caption that lacks it."),
+                io.Combo.Input("preset", options=list(PRESETS), default="balanced", tooltip="Values for steps, rank and learning rate where they are 0."),
+                io.Int.Input("steps", default=0, min=0, max=1_000_000, tooltip="Length of the training; 0 takes it from the preset and the number of pictures."),
+                io.Int.Input("rank", default=0, min=0, max=1024, tooltip="Size of the LoRA; 0 takes it from the preset."),
+                io.Float.Input("learning_rate", default=0.0, min=0.0, max=10.0, step=0.00001, round=False, tooltip="How far each step changes the LoRA; 0 takes it from the preset."),
+                io.Int.Input("resolution", default=0, min=0, max=4096, step=32, tooltip="Side of the square whose area the training pictures get; 0 is the model's own size."),
+                io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="The same seed gives the same run."),
+                SETTINGS_TYPE.Input("settings", optional=True, tooltip="Everything else, from HotLoRA Settings."),
+            ],
+            outputs=[
+                io.Model.Output("model_out", display_name="model", tooltip="The model with the new LoRA applied."),
+                io.Clip.Output("clip_out", display_name="clip", tooltip="The text encoder, for the same prompt."),
+                io.String.Output("tag", display_name="tag", tooltip="The tag for HotLoRA Prompt."),
+                io.Image.Output("loss", display_name="loss", tooltip="The loss of each step, smoothed."),
+                io.Image.Output("previews", display_name="previews", tooltip="The preview pictures, or the loss when none were asked for."),
+            ],
+            hidden=[io.Hidden.unique_id])
+
+    @classmethod
+    def validate_inputs(cls, name: str) -> bool | str:
+        from ..trainer.names import check_name
+
+        try:
+            check_name(name)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, model, clip, vae, gallery, name, trigger, preset, steps, rank, learning_rate, resolution, seed, settings=None) -> io.NodeOutput:
+        from .run import run_session
+
+        values = {**(settings or {}), **gallery, "name": name, "trigger": trigger, "seed": seed, "resolution": resolution or None,
+                  "lora_rank": rank or PRESETS[preset]["lora_rank"], "learning_rate": learning_rate or PRESETS[preset]["learning_rate"]}
+        result = run_session(model, clip, vae, values, steps, PRESETS[preset]["steps"], cls.hidden.unique_id)
+        return io.NodeOutput(result.model, result.clip, f"<lora:{name}:1>", result.loss_plot, result.previews, ui={"text": [result.message]})

@@ -1,0 +1,136 @@
+"""A real ComfyUI on the CPU with this checkout in its custom_nodes, driven over HTTP."""
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from pathlib import Path
+
+import torch
+
+from hotlora.tests.hosts.places import host
+from hotlora.tests.random_models import full_shapes, write_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def small_shapes(family: str = "sd15") -> dict:
+    """SD1.5 with a denoiser of two levels: ComfyUI counts the levels, and takes VAE and text encoder in full size only."""
+    shapes = copy.deepcopy(full_shapes(family))
+    shapes["unet"].update(block_out_channels=[320, 640], layers_per_block=1, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
+                          up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
+    return shapes
+
+
+class ComfyServer:
+    """`base` is its own models, input, output and custom_nodes; the checkout is linked in."""
+
+    def __init__(self, base: Path, *arguments: str, extensions: bool = True) -> None:
+        self.folder, self.python = host("COMFYUI")
+        self.base, self.arguments = base, arguments
+        for name in ("custom_nodes", "input", "output", "user", "temp", "models/checkpoints", "models/loras"):
+            (base / name).mkdir(parents=True, exist_ok=True)
+        link = base / "custom_nodes" / "hotlora"
+        if extensions and not link.exists():
+            link.symlink_to(ROOT, target_is_directory=True)
+        self.loras = base / "models" / "loras"
+        self.log = base / "server.log"
+
+    def start(self, timeout: float = 180) -> ComfyServer:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        command = [str(self.python), "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base),
+                   "--database-url", "sqlite:///:memory:", *self.arguments]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        with self.log.open("a") as stream:
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, env=environment)
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI ended at once:\n{self.tail()}")
+            try:
+                self.get("/system_stats")
+                return self
+            except OSError:
+                time.sleep(0.3)
+        raise RuntimeError(f"ComfyUI does not answer:\n{self.tail()}")
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def tail(self, lines: int = 60) -> str:
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, data: dict | None = None):
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(data or {}).encode(),
+                                         {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                body = answer.read()
+        except urllib.error.HTTPError as error:
+            raise ValueError(error.read().decode()) from None
+        return json.loads(body) if body else None
+
+    def queue(self, graph: dict) -> str:
+        return self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
+
+    def wait(self, prompt: str, timeout: float = 600) -> dict:
+        """The history entry of a prompt that has ended, however it ended."""
+        until = time.monotonic() + timeout
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"ComfyUI has ended:\n{self.tail()}")
+            history = self.get(f"/history/{prompt}")
+            if history.get(prompt, {}).get("status", {}).get("completed") is not None and history[prompt]["status"].get("status_str"):
+                return history[prompt]
+            time.sleep(0.2)
+        raise RuntimeError(f"the prompt does not end:\n{self.tail()}")
+
+    def run(self, graph: dict, timeout: float = 600) -> dict:
+        return self.wait(self.queue(graph), timeout)
+
+    def picture(self, entry: dict, node: str):
+        """The first picture that a node of a finished prompt saved."""
+        from PIL import Image
+
+        place = entry["outputs"][node]["images"][0]
+        return Image.open(self.base / place["type"] / place["subfolder"] / place["filename"])
+
+
+def write_model(base: Path, name: str = "random.safetensors", shapes: dict | None = None, dtype: torch.dtype = torch.float16, **options) -> str:
+    write_checkpoint(base / "models" / "checkpoints" / name, shapes or small_shapes(), dtype, **options)
+    return name
+
+
+def error_of(entry: dict) -> str:
+    """The message of the node that failed; empty when none did."""
+    for kind, message in entry["status"]["messages"]:
+        if kind == "execution_error":
+            return message["exception_message"].strip()
+    return ""
+
+
+def ended(entry: dict) -> str:
+    """How a prompt ended: "success", "interrupted" or "error"."""
+    kinds = {kind for kind, _ in entry["status"]["messages"]}
+    return next((end for end in ("interrupted", "error", "success") if f"execution_{end}" in kinds), "?")

@@ -1,0 +1,264 @@
+"""The backend inside ComfyUI: borrows the MODEL, CLIP and VAE that a graph has loaded. Nothing is read from disk or copied."""
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Iterator
+
+import comfy.model_management as mm
+import comfy.model_sampling
+import comfy.ops
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from PIL import Image
+from torch import nn
+
+from .comfy_layers import comfy_forward
+from ..backend import SampleRequest
+from ..checkpointing import set_checkpointing
+from ..frozen import borrowed
+from ..lora_keys import diffusers_path, layout_of
+from ..objective import Prediction
+from ..pixels import to_picture
+
+FAMILIES = {"SD15": ("sd15", 512), "SD15_instructpix2pix": ("sd15", 512), "SD20": ("sd2", 512), "SD21UnclipL": ("sd2", 768),
+            "SDXL": ("sdxl", 1024), "SSD1B": ("sdxl", 1024), "Segmind_Vega": ("sdxl", 1024), "KOALA_700M": ("sdxl", 1024),
+            "KOALA_1B": ("sdxl", 1024)}
+NATIVE_STEP_BYTES = 2 << 30
+"""Memory that ComfyUI is asked to keep free beside the weights; its own estimate covers inference only."""
+
+
+class ComfyBackend:
+    """A base that ComfyUI has loaded; see `trainer.backend.Backend` for what each member means.
+
+    `model` is a ModelPatcher, `clip` and `vae` are ComfyUI's own objects. LoRAs and other patches that nodes upstream put on
+    the model stay in force: what is trained comes on top of them. Raises ValueError for a model that cannot be trained.
+    """
+
+    size_step = 64
+
+    def __init__(self, model: Any, clip: Any, vae: Any, name: str = "model") -> None:
+        if vae is None:
+            raise ValueError("the VAE is missing; connect the VAE of the checkpoint, or a VAE loader")
+        if clip is None:
+            raise ValueError("the CLIP is missing; connect the CLIP of the checkpoint, or a CLIP loader")
+        self.model, self.clip, self.vae, self.name = model.clone(), clip, vae, name
+        self.device: torch.device = self.model.load_device
+        self._use_trainable_precision()
+        config = type(self.model.model.model_config).__name__
+        self.family, self.resolution = FAMILIES.get(config, (config.lower(), 1024))
+        latent_format = self.model.get_model_object("latent_format")
+        if latent_format.latent_dimensions != 2:
+            raise ValueError(f"{config} makes video, and only models of still pictures can be trained")
+        self.latent_channels: int = latent_format.latent_channels
+        self.latent_factor: int = latent_format.spacial_downscale_ratio
+        self.default_guidance = 7.0
+        self.prediction = _prediction(self.model.get_model_object("model_sampling"))
+        self._checkpointing = False
+
+    def _use_trainable_precision(self) -> None:
+        """Half precision without a loss scaler loses small gradients: compute in bfloat16 where the device can, else in float32."""
+        if self.model.model.get_dtype_inference() == torch.float16:
+            self.model.set_model_compute_dtype(torch.bfloat16 if mm.should_use_bf16(self.device) else torch.float32)
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.model.model.diffusion_model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @cached_property
+    def base_hash(self) -> str:
+        return _fingerprint(self.unet)
+
+    @cached_property
+    def encoder_id(self) -> str:
+        scale = self.model.model.process_latent_in(torch.ones(1, self.latent_channels, 1, 1)).flatten().tolist()
+        return _fingerprint(self.vae.first_stage_model, scale)
+
+    @cached_property
+    def text_id(self) -> str:
+        patches = str(self.clip.patcher.patches_uuid) if self.clip.patcher.patches else ""
+        return _fingerprint(self.clip.cond_stage_model, self.clip.layer_idx, patches, self.clip.tokenizer_options)
+
+    def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            z_BCHW = self.vae.encode(((x_B3HW + 1) / 2).movedim(1, -1).cpu())
+            z_BCHW = self.model.model.process_latent_in(z_BCHW.float())
+        return z_BCHW.clone().to(self.device)
+
+    def encode_text(self, captions: list[str], grad: bool = False) -> dict[str, torch.Tensor]:
+        assert not grad, "the text encoder is not trained inside ComfyUI"
+        rows = []
+        with torch.inference_mode():
+            for caption in captions:
+                [[hidden_1LD, more]] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption), show_pbar=False)
+                if more.get("attention_mask") is not None:
+                    raise ValueError(f"{self.family} tells its text apart by attention masks, which cannot be trained yet")
+                rows.append((hidden_1LD, more.get("pooled_output")))
+        cond = {"hidden_BLD": torch.cat(_same_length([hidden for hidden, _ in rows])).float().clone()}
+        if rows[0][1] is not None:
+            cond["pooled_BD"] = torch.cat([pooled for _, pooled in rows]).float().clone()
+        return cond
+
+    def token_count(self, caption: str) -> tuple[int, int]:
+        """ComfyUI encodes captions of any length in pieces, so what fits is all of it."""
+        pieces = next(iter(self.clip.tokenize(caption).values()))
+        count = sum(len(piece) for piece in pieces)
+        return count, count
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet}
+
+    def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor],
+                size_B6: torch.Tensor) -> torch.Tensor:
+        """The denoiser alone, as `BaseModel._apply_model` calls it: what it is given and gives is not scaled by sigma here."""
+        base, options = self.model.model, self._options
+        dtype = base.get_dtype_inference()
+        x_BCHW, t_B = z_t_BCHW.to(self.device, dtype), t_B.to(self.device).float()
+        if self.prediction.kind == "flow":
+            t_B = base.model_sampling.timestep(t_B / 1000)
+        extra = self._extra(x_BCHW, cond, size_B6, dtype)
+        context = extra.pop("c_crossattn", None)
+        t_B = base.process_timestep(t_B, x=x_BCHW, **extra)
+        out_BCHW = self.unet(x_BCHW, t_B, context=context, control=None, transformer_options=options.copy(), **extra)
+        if not torch.is_tensor(out_BCHW):
+            raise ValueError(f"{self.family} returns more than a picture, and cannot be trained yet")
+        return out_BCHW.float()
+
+    def _extra(self, x_BCHW: torch.Tensor, cond: dict[str, torch.Tensor], size_B6: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What the model asks for beside latents and timestep, each picture with its own text, sizes and crop."""
+        rows: list[dict] = []
+        with torch.no_grad():
+            for i, (height, width, top, left, target_height, target_width) in enumerate(size_B6.tolist()):
+                pooled = {"pooled_output": cond["pooled_BD"][i:i + 1]} if "pooled_BD" in cond else {}
+                rows.append(self.model.model.extra_conds(
+                    cross_attn=cond["hidden_BLD"][i:i + 1].to(self.device), noise=x_BCHW[i:i + 1], device=self.device, width=width, height=height,
+                    crop_w=left, crop_h=top, target_width=target_width, target_height=target_height, **pooled))
+            found = {key: rows[0][key].concat([row[key] for row in rows[1:]]) for key in rows[0]}
+        return {key: x.to(self.device, dtype) if torch.is_tensor(x) and x.is_floating_point() else x for key, x in found.items()}
+
+    @contextmanager
+    def borrow(self) -> Iterator[None]:
+        with torch.inference_mode(False), ExitStack() as stack:
+            self._load()
+            _set(stack, mm, "in_training", True)
+            # every layer of ComfyUI looks for the cancel button and raises in the middle of a step; a session stops after it
+            _set(stack, comfy.ops, "run_every_op", _do_nothing)
+            stack.enter_context(borrowed(self.unet, comfy_forward))
+            self.unet.eval()
+            options = self.model.model_options.get("transformer_options", {})
+            self._options = {**options, "cond_or_uncond": [0], "optimized_attention_override": _attention}
+            stack.callback(self._apply_checkpointing, False)
+            self._apply_checkpointing(self._checkpointing)
+            self._borrowed = True
+            try:
+                yield
+            finally:
+                self._borrowed = False
+
+    _borrowed = False
+
+    def _load(self) -> None:
+        mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES)
+
+    def set_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
+        if self._borrowed:
+            self._apply_checkpointing(on)
+
+    def _apply_checkpointing(self, on: bool) -> None:
+        set_checkpointing(self.unet, on)
+
+    @cached_property
+    def _layout(self):
+        return layout_of(path for path, _ in self.unet.named_modules())
+
+    def lora_key(self, component: str, path: str) -> str:
+        """As kohya's sd-scripts names them: SD 1.x and 2.x in diffusers' spelling, all others in the model's own."""
+        if self.family in ("sd15", "sd2"):
+            path = diffusers_path(path, self._layout)
+        return f"lora_{component}_{path.replace('.', '_')}"
+
+    def sample(self, request: SampleRequest) -> list[Image.Image]:
+        """Draw with ComfyUI's own sampler (euler) and whatever adapter is attached; prompts are plain text."""
+        factor = self.latent_factor
+        width, height = request.width or self.resolution, request.height or self.resolution
+        shape = (1, self.latent_channels, height // factor, width // factor)
+        guidance = self.default_guidance if request.guidance is None else request.guidance
+        pictures = []
+        with torch.inference_mode():
+            negative = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(request.negative), show_pbar=False)
+            for i, prompt in enumerate(request.prompts):
+                positive = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt), show_pbar=False)
+                empty = torch.zeros(shape)
+                noise = comfy.sample.prepare_noise(empty, request.seed_of(i))
+                z_BCHW = comfy.sample.sample(self.model, noise, request.steps, guidance, "euler", "normal", positive, negative, empty,
+                                             disable_pbar=True, seed=request.seed_of(i))
+                pictures += [to_picture(x_3HW) for x_3HW in self.vae.decode(z_BCHW).movedim(-1, 1) * 2 - 1]
+        if self._borrowed:
+            self._load()
+        return pictures
+
+    def interrupted(self) -> bool:
+        return mm.processing_interrupted()
+
+    def offload_encoders(self) -> None:
+        """ComfyUI moves what it needs room for by itself."""
+
+    def free_memory(self) -> None:
+        mm.soft_empty_cache()
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of the host until the stack closes; one that this version does not have is left alone."""
+    if hasattr(owner, name):
+        stack.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+
+def _attention(chosen, *args, **kwargs):
+    """torch's attention in place of the host's choice: others have no backward, or a slow one."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def _prediction(sampling: Any) -> Prediction:
+    """What the model predicts, from the host's model_sampling, patches of nodes upstream included."""
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        return Prediction("flow")
+    sigmas_T = getattr(sampling, "sigmas", None)
+    kinds = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v"}
+    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
+    kind = next((kinds[base] for base in type(sampling).__mro__ if base in kinds), None)
+    if kind is None or not discrete or sigmas_T is None:
+        names = ", ".join(base.__name__ for base in type(sampling).__mro__[1:3])
+        raise ValueError(f"a model sampled by {names} cannot be trained yet; eps, v-prediction and flow models can")
+    return Prediction(kind, (1 / (1 + sigmas_T.detach().cpu().double() ** 2)).float().clone())
+
+
+def _same_length(rows: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Repeat shorter texts until all are as long, as ComfyUI does for texts of different lengths in one batch."""
+    from math import lcm
+
+    length = lcm(*(row.shape[1] for row in rows))
+    return [row.repeat(1, length // row.shape[1], 1) for row in rows]
+
+
+def _fingerprint(module: nn.Module, *settings: object, samples: int = 256) -> str:
+    """SHA-256 over shape, dtype and `samples` evenly spread numbers of every tensor: reading all takes seconds on a large base."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for name, x in sorted(module.state_dict().items()):
+        digest.update(f"{name}{tuple(x.shape)}{x.dtype}".encode())
+        if x.numel() and type(x) in (torch.Tensor, nn.Parameter):
+            flat = x.detach().reshape(-1)
+            digest.update(flat[::max(1, flat.numel() // samples)].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
