@@ -154,7 +154,7 @@ def test_pairs_that_are_none_are_refused(tmp_path):
     for change, reason in [
         (dict(lora_up__weight=torch.ones(4, 3)), "are no LoRA pair"),
         (dict(lora_down__weight=torch.ones(2)), "are no LoRA pair"),
-        (dict(lora_down__weight=torch.ones(0, 3), lora_up__weight=torch.ones(4, 0)), "are no LoRA pair"),
+        (dict(lora_down__weight=torch.ones(0, 3), lora_up__weight=torch.ones(4, 0)), "are no LoRA pair|is damaged"),
         (dict(alpha=torch.ones(2)), "an alpha of 2 numbers"),
         (dict(lora_up__weight=torch.full((4, 2), float("nan"))), "NaN or infinite numbers in up"),
         (dict(lora_mid__weight=torch.ones(2, 2)), "lora_mid of shape"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+from importlib.metadata import version
 from statistics import NormalDist
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_each_sample_has_its_own_timestep():
         assert torch.equal(ours.target(z0, noise, t_B)[one], ours.target(z0[one], noise[one], t_B[one]))
 
 
+@pytest.mark.skipif(tuple(map(int, version("diffusers").split(".")[:2])) < (0, 30), reason="what is compared with: older diffusers takes one timestep at a time")
 def test_flow_equals_diffusers():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
