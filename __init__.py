@@ -8,6 +8,7 @@ from importlib import util
 from pathlib import Path
 
 __version__ = "0.1.0"
+WEB_DIRECTORY = "./web/comfy"
 
 
 def _register() -> None:

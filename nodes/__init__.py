@@ -6,6 +6,7 @@ from .gallery import HotLoRAGallery
 from .prompt import HotLoRAPrompt
 from .settings import HotLoRASettings
 from .train import HotLoRATrain
+from . import unfinished  # noqa: F401  adds its route to ComfyUI's server
 
 NODES = (HotLoRAGallery, HotLoRATrain, HotLoRASettings, HotLoRAPrompt, HotLoRACompare)
 

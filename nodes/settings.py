@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 SETTINGS_TYPE = io.Custom("HOTLORA_SETTINGS")
 ELSEWHERE = frozenset({
-    "train_data_dir", "repeats", "base_model", "name", "trigger", "steps", "lora_rank", "learning_rate", "resolution", "seed",
+    "train_data_dir", "repeats", "base_model", "name", "trigger", "steps", "epochs", "lora_rank", "learning_rate", "resolution", "seed",
     "output_dir", "lora_dir", "cache_dir", "save_format", "device", "mixed_precision", "tensorboard", "text_encoder_target_modules", "text_encoder_lr"})
 """Settings that other widgets hold or that ComfyUI decides."""
 

@@ -52,6 +52,24 @@ def cast(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
     return None if x is None else x.to(device=like.device, dtype=like.dtype)
 
 
+FEW_PIXELS, MANY_WEIGHTS = 64, 1 << 20
+
+
+def conv2d_input(shape: torch.Size, weight: torch.Tensor, gy: torch.Tensor, stride=1, padding=0, dilation=1, groups: int = 1) -> torch.Tensor:
+    """Gradient of a 2D convolution's input, as `torch.nn.grad.conv2d_input`.
+
+    On a CPU, torch brings the weight into another layout at each call. Where there are few pixels and many weights, as in the deep
+    levels of a UNet, that costs more than the convolution; there it is a product with the weight as it lies, folded back.
+    """
+    pixels = gy.shape[0] * gy.shape[2] * gy.shape[3]
+    if gy.device.type != "cpu" or groups != 1 or pixels > FEW_PIXELS or weight.numel() < MANY_WEIGHTS:
+        return nn.grad.conv2d_input(shape, weight, gy, stride, padding, dilation, groups)
+    gy_ON = gy.transpose(0, 1).reshape(gy.shape[1], pixels)
+    columns_KN = weight.flatten(1).t() @ gy_ON
+    columns_BKL = columns_KN.view(-1, gy.shape[0], pixels // gy.shape[0]).transpose(0, 1)
+    return F.fold(columns_BKL, shape[2:], weight.shape[2:], dilation, padding, stride)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, held):
@@ -75,7 +93,7 @@ class _Conv2d(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gy):
         with without_autocast(gy.device.type):
-            return nn.grad.conv2d_input(ctx.shape, cast(ctx.held[0], gy), gy, *ctx.geometry), None, None
+            return conv2d_input(ctx.shape, cast(ctx.held[0], gy), gy, *ctx.geometry), None, None
 
 
 # The weight travels in a tuple, in which autograd does not look: as an argument an inference tensor would be turned down.

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hotlora.trainer import frozen
 from hotlora.trainer.frozen import FrozenForward, alias, borrowed, frozen_conv2d, frozen_linear
 
 CONVS = [dict(stride=1, padding=1), dict(stride=2, padding=1), dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
@@ -184,3 +185,17 @@ def test_a_layer_that_computes_something_else_is_left_alone():
         assert torch.equal(layer(x), y)
         assert not layer.weight.requires_grad
     assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kernel, geometry", [((3, 3), (1, 1, 1)), ((3, 3), (2, 1, 1)), ((1, 1), (1, 0, 1)), ((3, 5), ((1, 2), (2, 4), (1, 2)))])
+def test_the_input_gradient_of_a_deep_convolution_is_torch_s(batch, kernel, geometry, monkeypatch):
+    monkeypatch.setattr(frozen, "MANY_WEIGHTS", 1)
+    generator = torch.Generator().manual_seed(batch)
+    weight = torch.randn(5, 4, *kernel, generator=generator, dtype=torch.float64)
+    x = torch.randn(batch, 4, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.nn.functional.conv2d(x, weight, None, *geometry)
+    assert y.shape[0] * y.shape[2] * y.shape[3] <= frozen.FEW_PIXELS
+    gy = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    y.backward(gy)
+    torch.testing.assert_close(frozen.conv2d_input(x.shape, weight, gy, *geometry), x.grad)

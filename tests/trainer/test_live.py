@@ -194,3 +194,23 @@ def test_a_name_is_found_at_any_moment_while_its_file_is_overwritten(folder):
         stop.set()
         writer.join()
     assert seen == sorted(seen)
+
+
+def test_path_names_the_file_alone(tmp_path):
+    (tmp_path / "faces").mkdir()
+    for path in ("faces/anna.safetensors", "ben.safetensors"):
+        (tmp_path / path).write_bytes(b"not read")
+    registry = Registry([tmp_path])
+    assert registry.path("anna") == registry.path("faces/anna") == tmp_path / "faces" / "anna.safetensors"
+    with pytest.raises(ValueError, match="closest names are ben"):
+        registry.path("bem")
+
+
+def test_saved_steps_come_in_order_with_the_finished_one_last(tmp_path):
+    for stem in ("me-000100", "me-000020", "me-1000000", "me", "me-v1", "other-000001"):
+        (tmp_path / f"{stem}.safetensors").write_bytes(b"not read")
+    registry = Registry([tmp_path])
+    assert list(registry.saved_steps("me")) == ["me-000020", "me-000100", "me-1000000", "me"]
+    assert list(registry.saved_steps("other")) == ["other-000001"]
+    with pytest.raises(ValueError, match="there is no LoRA 'nobody'"):
+        registry.saved_steps("nobody")

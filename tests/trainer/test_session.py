@@ -247,3 +247,21 @@ def test_checkpointing_gives_the_same_weights(session_of, config, tmp_path):
     checkpointed = session_of(config, gradient_checkpointing=True)
     checkpointed.train()
     assert_same(weights_of(plain), weights_of(checkpointed), rtol=1e-5, atol=1e-7)
+
+
+def test_the_lora_can_go_to_a_folder_of_its_own(config, session_of, tmp_path):
+    outcome = session_of(config, lora_dir=str(tmp_path / "models" / "Lora"), save_steps=2).train()
+    assert outcome.lora == tmp_path / "models" / "Lora" / "mascot.safetensors"
+    assert sorted(p.name for p in outcome.lora.parent.iterdir()) == ["mascot-000002.safetensors", "mascot.safetensors"]
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
+def test_resumable_says_whether_the_unfinished_run_is_the_same(config, session_of):
+    assert not session_of(config).resumable()
+    stopped = session_of(config)
+    stopped.stop()
+    stopped.train()
+    assert session_of(config).resumable() and session_of(config, save_steps=1).resumable()
+    assert not session_of(config, learning_rate=2e-3).resumable() and not session_of(config, lora_rank=2).resumable()
+    session_of(config).train()
+    assert not session_of(config).resumable()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..frozen import FrozenForward, compute_dtype, frozen_forward, has_plain_weight, is_conv2d, is_linear
+from ..frozen import FrozenForward, compute_dtype, conv2d_input, frozen_forward, has_plain_weight, is_conv2d, is_linear
 
 
 class _HostLinear(torch.autograd.Function):
@@ -40,7 +40,7 @@ class _HostConv2d(torch.autograd.Function):
     def backward(ctx, gy):
         module = ctx.module
         with comfy.ops.CastBiasWeightContext(module, gy, offloadable=True) as (weight, _):
-            return nn.grad.conv2d_input(ctx.shape, weight, gy, module.stride, module.padding, module.dilation, module.groups), None
+            return conv2d_input(ctx.shape, weight, gy, module.stride, module.padding, module.dilation, module.groups), None
 
 
 def _dense(weight: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,213 @@
+"""Training inside a real ComfyUI on the CPU, driven through its own HTTP API."""
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from hotlora.tests.hosts import graphs
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_model
+from hotlora.trainer.demo import drawings
+
+pytestmark = pytest.mark.host
+DRAW = {**graphs.loader(), **graphs.drawing()}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """ComfyUI's folders with a checkpoint of random weights and a gallery `input/me`."""
+    base = tmp_path_factory.mktemp("comfy")
+    write_model(base)
+    folder = base / "input" / "me"
+    folder.mkdir(parents=True)
+    rng = random.Random(1)
+    for i, background in enumerate(("white", "gray", "black", "beige")):
+        drawings.draw_mascot(rng, background).resize((96, 64 if i % 2 else 96)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a photo of sks on a {background} background")
+    return base
+
+
+@pytest.fixture(scope="module")
+def comfy(base):
+    server = ComfyServer(base).start()
+    yield server
+    server.stop()
+
+
+def pixels(server: ComfyServer, entry: dict) -> np.ndarray:
+    assert ended(entry) == "success", error_of(entry)
+    return np.asarray(server.picture(entry, "56"))
+
+
+def draw(server: ComfyServer, **request) -> np.ndarray:
+    return pixels(server, server.run({**graphs.loader(), **graphs.drawing(**request)}))
+
+
+def train(server: ComfyServer, folder: str = "me", **widgets) -> dict:
+    return server.run({**graphs.loader(), **graphs.training(folder, **widgets)})
+
+
+def wait_for_step(server: ComfyServer, name: str, step: int = 1) -> None:
+    until = time.monotonic() + 120
+    while not list((server.base / "output" / "hotlora" / name).glob(f"{name}-{step:06d}.state")):
+        assert time.monotonic() < until, server.tail()
+        time.sleep(0.05)
+
+
+def test_the_nodes_are_there_with_tooltips_and_no_extra_package_is_needed(comfy):
+    for node in ("HotLoRAGallery", "HotLoRATrain", "HotLoRASettings", "HotLoRAPrompt", "HotLoRACompare"):
+        info = comfy.get(f"/object_info/{node}")[node]
+        inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+        assert inputs and all(options[1].get("tooltip") for options in inputs.values())
+        assert all(info["output_tooltips"])
+
+
+def test_training_gives_a_lora_that_the_prompt_and_the_stock_loader_use_alike(comfy):
+    before = draw(comfy)
+    entry = comfy.run({**graphs.loader(), **graphs.training("me", name="my_face", steps=4, learning_rate=0.01),
+                       **graphs.drawing(model=("12", 0), clip=("12", 1), seed=7)})
+    at_once = pixels(comfy, entry)
+    tensors = load_file(comfy.loras / "my_face.safetensors")
+    assert any(key.endswith("lora_up.weight") and tensor.abs().max() > 0 for key, tensor in tensors.items())
+    assert "my_face.safetensors" in comfy.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]
+    assert np.array_equal(draw(comfy), before)
+
+    prompt = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:my_face:0.8>", seed=7)}))
+    stock = pixels(comfy, comfy.run({
+        **graphs.loader(), **graphs.drawing(model=("30", 0), clip=("30", 1), seed=7),
+        "30": {"class_type": "LoraLoader", "inputs": {"model": ["1", 0], "clip": ["1", 1], "lora_name": "my_face.safetensors",
+                                                      "strength_model": 0.8, "strength_clip": 0.8}}}))
+    bare = draw(comfy, seed=7)
+    assert np.array_equal(prompt, stock) and not np.array_equal(prompt, bare)
+    full = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:my_face:1>", seed=7)}))
+    assert np.array_equal(at_once, full)
+
+
+@pytest.mark.parametrize("ending", ["completed", "cancelled", "failed", "out of memory"])
+def test_the_host_draws_the_same_picture_after_every_ending(comfy, ending, tmp_path):
+    before = draw(comfy)
+    name = "ending_" + ending.replace(" ", "_")
+    if ending in ("completed", "cancelled"):
+        prompt = comfy.queue({**graphs.loader(), **graphs.training("me", name=name, steps=3 if ending == "completed" else 5000, settings={"save_steps": 1})})
+        if ending == "cancelled":
+            wait_for_step(comfy, name, 2)
+            comfy.post("/interrupt")
+        assert ended(comfy.wait(prompt)) == {"completed": "success", "cancelled": "interrupted"}[ending]
+    else:
+        mine = tmp_path / "mine.py"
+        error = "RuntimeError('on purpose')" if ending == "failed" else "torch.cuda.OutOfMemoryError('on purpose')"
+        mine.write_text(f"import torch\ndef fail(out, target, t, batch):\n    if batch['step'] == 2:\n        raise {error}\n    return 0.0 * out.sum()\n")
+        entry = train(comfy, name=name, steps=5, settings={"loss_term": f"{mine}:fail"})
+        assert ended(entry) == "error" and "on purpose" in error_of(entry)
+    assert (comfy.loras / f"{name}.safetensors").is_file()
+    assert np.array_equal(draw(comfy), before)
+    used = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted(f"a photo of sks <lora:{name}:1>")}))
+    assert used.shape == before.shape
+
+
+def test_a_cancelled_run_goes_on_and_ends_as_one_that_was_not(comfy):
+    whole = train(comfy, name="whole", steps=6, settings={"save_dtype": "fp32"})
+    assert ended(whole) == "success", error_of(whole)
+    graph = {**graphs.loader(), **graphs.training("me", name="halved", steps=6, settings={"save_dtype": "fp32", "save_steps": 1})}
+    prompt = comfy.queue(graph)
+    wait_for_step(comfy, "halved", 2)
+    comfy.post("/interrupt")
+    assert ended(comfy.wait(prompt)) in ("interrupted", "success")
+    assert ended(comfy.run(graph)) == "success"
+    whole, halved = load_file(comfy.loras / "whole.safetensors"), load_file(comfy.loras / "halved.safetensors")
+    assert whole.keys() == halved.keys() and all((whole[key] == halved[key]).all() for key in whole)
+
+
+def test_training_again_under_the_same_name_is_used_by_the_very_next_prompt(comfy):
+    prompt = {**graphs.loader(), **graphs.prompted("a photo of sks <lora:again:1>", seed=9)}
+    assert ended(train(comfy, name="again", steps=3, learning_rate=0.01)) == "success"
+    first = pixels(comfy, comfy.run(prompt))
+    assert ended(train(comfy, name="again", steps=3, learning_rate=0.01, seed=2)) == "success"
+    second = pixels(comfy, comfy.run(prompt))
+    assert not np.array_equal(first, second)
+    older = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:again-v1:1>", seed=9)}))
+    assert np.array_equal(older, first)
+
+
+def test_the_same_inputs_are_not_run_again_and_a_changed_picture_is(comfy, base):
+    folder = base / "input" / "changing"
+    shutil.copytree(base / "input" / "me", folder)
+    assert ended(train(comfy, "changing", name="cached")) == "success"
+    stamp = (comfy.loras / "cached.safetensors").stat().st_mtime_ns
+    assert ended(train(comfy, "changing", name="cached")) == "success"
+    assert (comfy.loras / "cached.safetensors").stat().st_mtime_ns == stamp
+    drawings.draw_mascot(random.Random(9), "gray").save(folder / "0.png")
+    assert ended(train(comfy, "changing", name="cached")) == "success"
+    assert (comfy.loras / "cached.safetensors").stat().st_mtime_ns > stamp
+
+
+def test_a_lora_upstream_is_honoured_and_stays(comfy):
+    assert ended(train(comfy, name="upstream", steps=3, learning_rate=0.02)) == "success"
+    upstream = {"40": {"class_type": "LoraLoader", "inputs": {
+        "model": ["1", 0], "clip": ["1", 1], "lora_name": "upstream.safetensors", "strength_model": 1.0, "strength_clip": 1.0}}}
+    entry = comfy.run({**graphs.loader(), **upstream, **graphs.training("me", name="on_top", steps=3, learning_rate=0.02, model=("40", 0)),
+                       **graphs.drawing(model=("12", 0), seed=3)})
+    both = pixels(comfy, entry)
+    by_tags = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:upstream:1> <lora:on_top:1>", seed=3)}))
+    assert np.array_equal(both, by_tags)
+    plain = train(comfy, name="on_plain", steps=3, learning_rate=0.02)
+    assert ended(plain) == "success"
+    on_top, on_plain = (load_file(comfy.loras / f"{name}.safetensors") for name in ("on_top", "on_plain"))
+    assert any((on_top[key] != on_plain[key]).any() for key in on_top)
+
+
+def test_compare_draws_weights_across_and_saved_steps_down(comfy):
+    assert ended(train(comfy, name="steps", steps=4, settings={"save_steps": 2})) == "success"
+    entry = comfy.run({**graphs.loader(), "60": {"class_type": "HotLoRACompare", "inputs": {
+        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "name": "steps", "prompt": "a photo of sks", "negative": "", "weights": "0.5, 1",
+        "max_rows": 6, "seed": 1, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "width": 64, "height": 64}}})
+    assert ended(entry) == "success", error_of(entry)
+    grid = comfy.picture(entry, "60")
+    assert grid.width > 3 * 64 and grid.height > 2 * 64
+
+
+@pytest.mark.parametrize("change, sentence", [
+    ({"folder": "nowhere"}, "there is no folder"),
+    ({"folder": "empty"}, "no picture"),
+    ({"name": "a/b"}, "name"),
+    ({"settings": {"optimizer": "adamm"}}, "did you mean adamw"),
+])
+def test_bad_input_is_one_sentence_on_the_node(comfy, base, change, sentence):
+    (base / "input" / "empty").mkdir(exist_ok=True)
+    try:
+        entry = train(comfy, **{"folder": "me", "name": "bad", **change})
+        message = error_of(entry)
+    except ValueError as refused:
+        message = str(refused)
+    assert sentence in message
+    assert not (comfy.loras / "bad.safetensors").exists()
+
+
+def test_an_unknown_lora_is_named_with_the_nearest(comfy):
+    assert ended(train(comfy, name="anna", steps=1)) == "success"
+    entry = comfy.run({**graphs.loader(), **graphs.prompted("<lora:ana:1> a photo")})
+    assert ended(entry) == "error" and "anna" in error_of(entry)
+
+
+def test_a_run_survives_a_killed_server(base):
+    server = ComfyServer(base).start()
+    graph = {**graphs.loader(), **graphs.training("me", name="killed", steps=8, settings={"save_dtype": "fp32", "save_steps": 1})}
+    try:
+        server.queue(graph)
+        wait_for_step(server, "killed", 3)
+        server.kill()
+        server.start()
+        assert any(run["name"] == "killed" for run in server.get("/hotlora/unfinished"))
+        assert ended(server.run(graph)) == "success"
+        assert not any(run["name"] == "killed" for run in server.get("/hotlora/unfinished"))
+        whole = server.run({**graphs.loader(), **graphs.training("me", name="not_killed", steps=8, settings={"save_dtype": "fp32", "save_steps": 1})})
+        assert ended(whole) == "success"
+    finally:
+        server.stop()
+    killed, whole = load_file(server.loras / "killed.safetensors"), load_file(server.loras / "not_killed.safetensors")
+    assert all((killed[key] == whole[key]).all() for key in whole)
