@@ -25,7 +25,9 @@ class HotLoRASettings(io.ComfyNode):
 
         changed = {}
         for definition in _offered():
-            value = values.get(definition.name, "")
+            if definition.name not in values:
+                continue
+            value = values[definition.name]
             if definition.kind in ("list[str]", "dict") and isinstance(value, str):
                 value = yaml.safe_load(value) if value.strip() else None
                 value = definition.default if value is None else value

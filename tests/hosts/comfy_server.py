@@ -92,7 +92,11 @@ class ComfyServer:
         return json.loads(body) if body else None
 
     def queue(self, graph: dict) -> str:
-        return self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})["prompt_id"]
+        """Id of the queued prompt. ValueError with what the page would show on nodes whose inputs are turned down."""
+        answer = self.post("/prompt", {"prompt": graph, "client_id": uuid.uuid4().hex})
+        if answer["node_errors"]:
+            raise ValueError(json.dumps(answer["node_errors"]))
+        return answer["prompt_id"]
 
     def wait(self, prompt: str, timeout: float = 600) -> dict:
         """The history entry of a prompt that has ended, however it ended."""
