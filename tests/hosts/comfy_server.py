@@ -14,9 +14,10 @@ import uuid
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from hotlora.tests.hosts.places import host
-from hotlora.tests.random_models import full_shapes, write_checkpoint
+from hotlora.tests.random_models import checkpoint_weights, full_shapes, write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -124,6 +125,17 @@ class ComfyServer:
 def write_model(base: Path, name: str = "random.safetensors", shapes: dict | None = None, dtype: torch.dtype = torch.float16, **options) -> str:
     write_checkpoint(base / "models" / "checkpoints" / name, shapes or small_shapes(), dtype, **options)
     return name
+
+
+def write_vega(base: Path) -> None:
+    """An SDXL of Segmind-Vega's shape: fewer transformer blocks, and none in the middle."""
+    shapes = copy.deepcopy(full_shapes("sdxl"))
+    shapes["unet"]["transformer_layers_per_block"] = [1, 1, 2]
+    weights = checkpoint_weights(shapes)
+    middle = tuple(f"model.diffusion_model.middle_block.{part}." for part in (1, 2))
+    path = base / "models" / "checkpoints" / "random.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: x.half().contiguous() for name, x in weights.items() if not name.startswith(middle)}, str(path))
 
 
 def error_of(entry: dict) -> str:

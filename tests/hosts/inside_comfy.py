@@ -1,6 +1,8 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v]
+
+`v` puts ComfyUI's own ModelSamplingDiscrete upstream, for a model that predicts v.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -25,8 +27,8 @@ def main() -> None:
     package()
     from hotlora.bench.comfy_host import enter, load
 
-    checkpoint = Path(sys.argv[2])
-    enter(Path(sys.argv[1]), "--cpu", *sys.argv[3:])
+    checkpoint, arguments = Path(sys.argv[2]), sys.argv[3:]
+    enter(Path(sys.argv[1]), "--cpu", *(argument for argument in arguments if argument != "v"))
     logging.disable(logging.WARNING)
     import torch
 
@@ -36,6 +38,10 @@ def main() -> None:
     from hotlora.trainer.objective import Objective
 
     model, clip, vae = load(checkpoint)
+    if "v" in arguments:
+        from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+        model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
     backend = ComfyBackend(model, clip, vae)
     before = snapshot(backend.unet)
     adapter = Adapter.create(backend.components(), {"unet": None}, rank=4, alpha=2)

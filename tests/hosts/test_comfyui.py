@@ -1,8 +1,10 @@
 """Training inside a real ComfyUI on the CPU, driven through its own HTTP API."""
 from __future__ import annotations
 
+import json
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from hotlora.tests.hosts import graphs
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_model
+from hotlora.tests.hosts.places import host
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_model, write_vega
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
@@ -211,3 +214,40 @@ def test_a_run_survives_a_killed_server(base):
         server.stop()
     killed, whole = load_file(server.loras / "killed.safetensors"), load_file(server.loras / "not_killed.safetensors")
     assert all((killed[key] == whole[key]).all() for key in whole)
+
+
+def test_the_translations_name_every_node_input_and_output(comfy, root):
+    for language in ("en", "zh"):
+        told = json.loads((root / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+        for node, texts in told.items():
+            info = comfy.get(f"/object_info/{node}")[node]
+            inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+            assert texts["inputs"].keys() == inputs.keys() and len(texts["outputs"]) == len(info["output"])
+            if language == "en":
+                assert all(texts["inputs"][name]["tooltip"] == options[1]["tooltip"] for name, options in inputs.items())
+        assert len(told) == 5
+
+
+@pytest.mark.slow
+def test_gradients_of_sdxl_with_sizes_and_crops(tmp_path, root):
+    """Segmind-Vega's shape, the smallest SDXL that ComfyUI knows; eps from the host's model_sampling."""
+    write_vega(tmp_path)
+    found = inside(root, tmp_path, [])
+    assert found["family"] == "sdxl" and found["restored"]
+    assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
+
+
+def inside(root: Path, base: Path, arguments: list[str]) -> dict:
+    folder, python = host("COMFYUI")
+    done = subprocess.run([str(python), str(root / "tests" / "hosts" / "inside_comfy.py"), str(folder), str(base / "models/checkpoints/random.safetensors"),
+                           *arguments], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("arguments", [[], ["v"], ["--fp8_e4m3fn-unet"], ["--bf16-unet"], ["--fp16-unet"]], ids=["eps", "v", "fp8", "bf16", "fp16"])
+def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments):
+    found = inside(root, base, arguments)
+    assert found["restored"] and found["layers"] > 20
+    assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
+    assert found["kind"] == ("v" if "v" in arguments else "eps")
