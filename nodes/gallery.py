@@ -44,7 +44,8 @@ class HotLoRAGallery(io.ComfyNode):
         from ..trainer.gallery import read_gallery
 
         path = gallery_folder(folder)
-        found = read_gallery(str(path), repeats=repeats)
+        # HotLoRA Train has a trigger word, which stands in for captions that are missing
+        found = read_gallery(str(path), repeats=repeats, trigger="trigger")
         report = found.report()
         return io.NodeOutput({"train_data_dir": str(path), "repeats": repeats}, report,
                              ui={**ui.PreviewImage(_thumbnails(found), cls=cls).as_dict(), "text": [report]})
