@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import comfy.sd
 import comfy.utils
 import numpy as np
 import torch
+from server import PromptServer
 
 from .places import cache_folder, lora_folders, run_folder
 from ..trainer.config import TrainConfig
@@ -41,17 +43,22 @@ class NodeProgress(Listener):
     """The node's progress bar, with the newest preview in it, and the losses for the plot."""
 
     def __init__(self, node_id: str) -> None:
-        self.node_id, self.bar, self.losses, self.pictures = node_id, None, [], []
+        self.node_id, self.bar, self.losses, self.pictures, self.seconds, self.told = node_id, None, [], [], 0.0, 0.0
 
     def started(self, session: Session) -> None:
         self.bar = comfy.utils.ProgressBar(session.total_steps, node_id=self.node_id)
 
     def stepped(self, session: Session, report: StepReport) -> None:
         self.losses.append((report.step, report.loss))
+        self.seconds += report.seconds
+        left = (report.total_steps - report.step) * self.seconds / len(self.losses)
+        text = f"step {report.step} of {report.total_steps}, loss {report.loss:.4f}, about {left:.0f} s left"
+        if report.step % session.config.log_every == 0:
+            log.info("%s: %s", session.name, text)
+        if time.monotonic() - self.told > 0.5:
+            self.told = time.monotonic()
+            PromptServer.instance.send_progress_text(text, self.node_id)
         self._show(session, report.step)
-        if self.losses and report.step % session.config.log_every == 0:
-            left = (report.total_steps - report.step) * session.elapsed / max(1, len(self.losses))
-            log.info("%s: step %d of %d, loss %.4f, about %.0f s left", session.name, report.step, report.total_steps, report.loss, left)
 
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None:
         self.pictures += pictures

@@ -1,8 +1,8 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow]
 
-`v` puts ComfyUI's own ModelSamplingDiscrete upstream, for a model that predicts v.
+`v` and `flow` put ComfyUI's own ModelSamplingDiscrete or ModelSamplingSD3 upstream, for a model that predicts v or a flow.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -28,7 +28,7 @@ def main() -> None:
     from hotlora.bench.comfy_host import enter, load
 
     checkpoint, arguments = Path(sys.argv[2]), sys.argv[3:]
-    enter(Path(sys.argv[1]), "--cpu", *(argument for argument in arguments if argument != "v"))
+    enter(Path(sys.argv[1]), "--cpu", *(argument for argument in arguments if argument not in ("v", "flow")))
     logging.disable(logging.WARNING)
     import torch
 
@@ -42,6 +42,10 @@ def main() -> None:
         from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
         model = ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    if "flow" in arguments:
+        from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+        model = ModelSamplingSD3().patch(model, 3.0)[0]
     backend = ComfyBackend(model, clip, vae)
     before = snapshot(backend.unet)
     adapter = Adapter.create(backend.components(), {"unet": None}, rank=4, alpha=2)

@@ -170,6 +170,8 @@ def test_compare_draws_weights_across_and_saved_steps_down(comfy):
         "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "name": "steps", "prompt": "a photo of sks", "negative": "", "weights": "0.5, 1",
         "max_rows": 6, "seed": 1, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "width": 64, "height": 64}}})
     assert ended(entry) == "success", error_of(entry)
+    saved = comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:steps-000002:1>")})
+    assert ended(saved) == "success", error_of(saved)
     grid = comfy.picture(entry, "60")
     assert grid.width > 3 * 64 and grid.height > 2 * 64
 
@@ -245,9 +247,9 @@ def inside(root: Path, base: Path, arguments: list[str]) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("arguments", [[], ["v"], ["--fp8_e4m3fn-unet"], ["--bf16-unet"], ["--fp16-unet"]], ids=["eps", "v", "fp8", "bf16", "fp16"])
+@pytest.mark.parametrize("arguments", [[], ["v"], ["flow"], ["--fp8_e4m3fn-unet"], ["--bf16-unet"], ["--fp16-unet"]], ids=["eps", "v", "flow", "fp8", "bf16", "fp16"])
 def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments):
     found = inside(root, base, arguments)
     assert found["restored"] and found["layers"] > 20
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
-    assert found["kind"] == ("v" if "v" in arguments else "eps")
+    assert found["kind"] == next((kind for kind in ("v", "flow") if kind in arguments), "eps")
