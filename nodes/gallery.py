@@ -1,7 +1,6 @@
 """HotLoRA Gallery: a folder of pictures, looked at before anything is loaded."""
 from __future__ import annotations
 
-import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
@@ -55,10 +54,11 @@ def _thumbnails(gallery) -> torch.Tensor:
     """The first pictures as `(B, H, W, 3)` in [0, 1], each on a square."""
     from PIL import Image, ImageOps
 
+    from .images import as_images
     from ..trainer.pictures import read_picture
 
     squares = []
     for example in gallery.examples[:PREVIEW_COUNT]:
         small = ImageOps.pad(read_picture(example.path), (PREVIEW_SIDE, PREVIEW_SIDE), method=Image.LANCZOS, color=(40, 40, 40))
-        squares.append(torch.from_numpy(np.array(small, dtype=np.float32) / 255))
-    return torch.stack(squares)
+        squares.append(small)
+    return as_images(squares)

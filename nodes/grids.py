@@ -6,10 +6,10 @@ import math
 import comfy.sample
 import comfy.sd
 import comfy.utils
-import numpy as np
 import torch
 from PIL import Image
 
+from .images import as_images
 from .loras import read, registry
 from ..trainer.grid import draw_grid
 from ..trainer.live import parse_prompt
@@ -32,7 +32,7 @@ def compare(name: str, weights: str, max_rows: int, *, model, clip, vae, prompt,
             bar.update(1)
         pictures.append(row)
     grid = draw_grid(pictures, list(rows), ["base", *(f"<lora:{name}:{weight:g}>" for weight in numbers)], scale=1)
-    return torch.from_numpy(np.array(grid.convert("RGB"), dtype=np.float32) / 255)[None]
+    return as_images([grid])
 
 
 def read_weights(text: str) -> list[float]:

@@ -9,19 +9,19 @@ from typing import Any
 import comfy.model_management as mm
 import comfy.sd
 import comfy.utils
-import numpy as np
 import torch
 from server import PromptServer
 
+from .images import as_images
 from .places import cache_folder, lora_folders, run_folder
 from ..trainer.config import TrainConfig
-from ..trainer.dataset import Dataset
 from ..trainer.hosts.comfy import ComfyBackend
 from ..trainer.listeners import RunLog
 from ..trainer.lora_file import to_file_weights
 from ..trainer.lora_tensors import kohya_tensors
 from ..trainer.plot import draw_curve
-from ..trainer.run import make_session, read_material, total_steps
+from ..trainer.run import make_session, read_material
+from ..trainer.samples import default_steps
 from ..trainer.session import Listener, Outcome, Session, StepReport
 from ..trainer.state import find_states
 
@@ -81,12 +81,10 @@ def run_session(model, clip, vae, values: dict[str, Any], steps: int, factor: fl
         material = read_material(config)
         backend = ComfyBackend(model, clip, vae)
         progress = NodeProgress(node_id)
-        config = replace(config, steps=steps or None)
-        material = replace(material, config=config)
         if not steps:
-            probe = Dataset(config, backend, material.gallery, material.prior)
-            config = replace(config, steps=max(1, round(total_steps(config, probe) * factor)))
-            material = replace(material, config=config)
+            group = config.batch_size * config.gradient_accumulation_steps
+            steps = max(1, round(default_steps(len(material.gallery.examples), group) * factor))
+        material = replace(material, config=replace(config, steps=steps))
         session = make_session(material, backend, [progress, RunLog(material.gallery.warnings)], _raise_if_cancelled)
         _continue(session)
         outcome = session.train()
@@ -96,8 +94,8 @@ def run_session(model, clip, vae, values: dict[str, Any], steps: int, factor: fl
             raise mm.InterruptProcessingException()
         weights = kohya_tensors(to_file_weights(session.adapter.weights(), backend.lora_key), torch.float16)
     applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, weights, 1.0, 1.0)
-    plot = _as_images([draw_curve(progress.losses)])
-    return Result(applied, applied_clip, plot, _as_images(progress.pictures) if progress.pictures else plot, outcome.message)
+    plot = as_images([draw_curve(progress.losses)])
+    return Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, outcome.message)
 
 
 def _continue(session: Session) -> None:
@@ -113,7 +111,3 @@ def _continue(session: Session) -> None:
 
 def _raise_if_cancelled(done: int, total: int) -> None:
     mm.throw_exception_if_processing_interrupted()
-
-
-def _as_images(pictures: list) -> torch.Tensor:
-    return torch.stack([torch.from_numpy(np.array(p.convert("RGB"), dtype=np.float32) / 255) for p in pictures])

@@ -227,15 +227,11 @@ class Session:
         if state["step"] >= self.total_steps:
             raise ValueError(f"the saved run is at step {state['step']} and this one ends at {self.total_steps}: there is nothing left "
                              "to do; raise steps or epochs to train further")
-        now, then = self.config.to_dict(), state["config"]
-        changed = [f"{key} was {then.get(key)!r} and is now {now[key]!r}" for key in now if then.get(key) != now[key] and key not in _FREE]
-        if state["pictures"] != self.dataset.fingerprint():
-            changed.append("pictures or captions have changed since")
-        own, saved = self.adapter.state_dict(), state["adapter"]
-        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in saved.items()}:
+        changed = self._changes_since(state)
+        if not self._has_layers_of(state):
             raise ValueError("the saved run trained other layers or another rank; set lora_rank and the target modules back, or start "
                              "without --resume")
-        self.adapter.load_state_dict(saved)
+        self.adapter.load_state_dict(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.precision.load_state_dict(state["precision"])
@@ -250,10 +246,18 @@ class Session:
             state = load_newest_state(self.folder, self.name)
         except ValueError:
             return False
+        return state["step"] < self.total_steps and self._has_layers_of(state) and not self._changes_since(state)
+
+    def _changes_since(self, state: dict[str, Any]) -> list[str]:
         now, then = self.config.to_dict(), state["config"]
-        shapes = [{name: x.shape for name, x in adapter.items()} for adapter in (self.adapter.state_dict(), state["adapter"])]
-        return (state["step"] < self.total_steps and shapes[0] == shapes[1] and state["pictures"] == self.dataset.fingerprint()
-                and all(then.get(key) == value for key, value in now.items() if key not in _FREE))
+        changed = [f"{key} was {then.get(key)!r} and is now {now[key]!r}" for key in now if then.get(key) != now[key] and key not in _FREE]
+        if state["pictures"] != self.dataset.fingerprint():
+            changed.append("pictures or captions have changed since")
+        return changed
+
+    def _has_layers_of(self, state: dict[str, Any]) -> bool:
+        own, saved = self.adapter.state_dict(), state["adapter"]
+        return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in saved.items()}
 
     def _finish(self) -> Outcome:
         done = self.step >= self.total_steps

@@ -18,7 +18,6 @@ from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
-DRAW = {**graphs.loader(), **graphs.drawing()}
 
 
 @pytest.fixture(scope="module")

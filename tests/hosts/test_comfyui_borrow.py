@@ -53,7 +53,7 @@ def test_training_borrows_and_gives_back(comfy):
     assert np.array_equal(np.asarray(comfy.picture(back, "56")), np.asarray(comfy.picture(first, "56")))
 
 
-def test_the_next_prompt_has_the_lora_within_a_second(comfy):
+def test_a_new_lora_is_timed_next_to_the_stock_loader(comfy):
     assert ended(comfy.run({**graphs.loader(), **graphs.training("me", name="at_once", steps=1, resolution=256, rank=8)}, timeout=900)) == "success"
 
     def timed(graph: dict) -> float:
