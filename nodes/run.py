@@ -20,8 +20,8 @@ from ..trainer.listeners import RunLog
 from ..trainer.lora_file import to_file_weights
 from ..trainer.lora_tensors import kohya_tensors
 from ..trainer.plot import draw_curve
+from ..trainer.presets import apply_preset
 from ..trainer.run import make_session, read_material
-from ..trainer.samples import default_steps
 from ..trainer.session import Listener, Outcome, Session, StepReport
 from ..trainer.state import find_states
 
@@ -72,18 +72,16 @@ class NodeProgress(Listener):
             session.stop()
 
 
-def run_session(model, clip, vae, values: dict[str, Any], steps: int, factor: float, node_id: str) -> Result:
+def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) -> Result:
     """Read the pictures, train, and apply the result. Cancelling saves first and then raises ComfyUI's own exception."""
     with torch.inference_mode(False):
         name = values["name"]
-        config = TrainConfig.from_dict({**values, "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
+        config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})
         material = read_material(config)
         backend = ComfyBackend(model, clip, vae)
         progress = NodeProgress(node_id)
-        if not steps:
-            group = config.batch_size * config.gradient_accumulation_steps
-            steps = max(1, round(default_steps(len(material.gallery.examples), group) * factor))
+        steps = apply_preset(values, preset, len(material.gallery.examples))["steps"]
         material = replace(material, config=replace(config, steps=steps))
         session = make_session(material, backend, [progress, RunLog(material.gallery.warnings)], _raise_if_cancelled)
         _continue(session)

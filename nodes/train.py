@@ -5,14 +5,7 @@ from comfy_api.latest import io
 
 from .gallery import GALLERY
 from .settings import SETTINGS_TYPE
-
-PRESETS = {
-    "quick": {"lora_rank": 8, "learning_rate": 2e-4, "steps": 0.5},
-    "balanced": {"lora_rank": 16, "learning_rate": 1e-4, "steps": 1.0},
-    "thorough": {"lora_rank": 32, "learning_rate": 7e-5, "steps": 2.0},
-}
-"""What a widget at 0 means; `steps` is a factor on the number that the pictures suggest."""
-
+from ..trainer.presets import PRESETS
 
 class HotLoRATrain(io.ComfyNode):
     @classmethod
@@ -60,6 +53,6 @@ class HotLoRATrain(io.ComfyNode):
         from .run import run_session
 
         values = {**(settings or {}), **gallery, "name": name, "trigger": trigger, "seed": seed, "resolution": resolution or None,
-                  "lora_rank": rank or PRESETS[preset]["lora_rank"], "learning_rate": learning_rate or PRESETS[preset]["learning_rate"]}
-        result = run_session(model, clip, vae, values, steps, PRESETS[preset]["steps"], cls.hidden.unique_id)
+                  "steps": steps or None, "lora_rank": rank or None, "learning_rate": learning_rate or None}
+        result = run_session(model, clip, vae, values, preset, cls.hidden.unique_id)
         return io.NodeOutput(result.model, result.clip, f"<lora:{name}:1>", result.loss_plot, result.previews, ui={"text": [result.message]})

@@ -51,6 +51,13 @@ class SampleRequest:
         return self.seed if self.seeds is None else self.seeds[index]
 
 
+class BaseChanged(ValueError):
+    """The host holds another base now than the one that the run was made for; the message says which.
+
+    What names the former base (`family`, `name`, `base_hash`, `lora_key`) still answers, so that what was learned can be saved.
+    """
+
+
 class Backend(Protocol):
     """A base model as one host holds it. Latents are float32 and scaled, pixels lie in [-1, 1], channels come first."""
 
@@ -94,7 +101,10 @@ class Backend(Protocol):
         """
 
     def borrow(self) -> ContextManager[None]:
-        """Make the base ready for training on enter; put everything back exactly as it was on exit."""
+        """Make the base ready for training on enter; put everything back exactly as it was on exit.
+
+        Raises BaseChanged on enter when the host has loaded another base since.
+        """
 
     def lora_key(self, component: str, path: str) -> str:
         """Prefix of a layer's keys in a LoRA file, e.g. `lora_unet_mid_block_attentions_0_proj_in`."""
@@ -104,6 +114,9 @@ class Backend(Protocol):
 
     def interrupted(self) -> bool:
         """Whether the user asked the host to stop."""
+
+    def wanted(self) -> bool:
+        """Whether somebody else waits for the host: a session leaves `borrow()` after the step then, and enters it again."""
 
     def set_checkpointing(self, on: bool) -> None:
         """Trade time for memory: compute activations again in the backward pass. For this `borrow()` and those that follow."""

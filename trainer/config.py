@@ -140,6 +140,8 @@ class TrainConfig:
         "Another folder for the LoRA files alone, such as the one where your WebUI looks for them; empty means output_dir."))
     save_steps: int = setting(0, minimum=0, maximum=10_000_000, unit="steps", help=(
         "Save the LoRA and the state to go on from every this many steps; 0 saves at the end only."))
+    state_minutes: float = setting(2.0, minimum=0, maximum=100_000, unit="minutes", help=(
+        "After a crash a run goes on from a state that is at most about this old; 0 keeps only those of save_steps."))
     save_dtype: str = setting("fp16", choices=("fp16", "bf16", "fp32"), help=(
         "Number format of the LoRA file; fp16 is read everywhere, fp32 is twice as large."))
     save_format: str = setting("kohya", choices=("kohya", "peft", "both"), help=(

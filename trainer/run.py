@@ -18,6 +18,7 @@ from .names import check_name, safe_name
 from .output_files import OutputError
 from .samples import default_steps
 from .session import Listener, Session
+from .turns import Turn
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,13 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     check_writable("output_dir", Path(config.output_dir))
     if config.lora_dir:
         check_writable("lora_dir", Path(config.lora_dir))
-    with backend.borrow():
-        reports = dataset.prepare(progress)
+    with Turn(backend, backend.borrow) as turn:
+        def prepared(done: int, total: int) -> None:
+            if progress:
+                progress(done, total)
+            turn.give_way()
+
+        reports = dataset.prepare(prepared)
     for what, report in reports.items():
         log.info("%s: %d encoded, %d from the cache%s", what, report.encoded, report.reused,
                  f", {report.repaired} damaged and made again" if report.repaired else "")

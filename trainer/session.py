@@ -5,15 +5,15 @@ import logging
 import math
 import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 
 from .adapter import Adapter
-from .backend import Backend, SampleRequest
+from .backend import Backend, BaseChanged, SampleRequest
 from .config import TrainConfig
 from .dataset import Dataset
 from .extension_points import load_function
@@ -26,8 +26,13 @@ from .peft_format import to_peft
 from .precision import Precision, gradient_norm
 from .randomness import hashed_seed, uniform
 from .state import load_newest_state, remove_states, save_state, step_stem
+from .turns import Turn
 
 log = logging.getLogger(__name__)
+POLL = 0.1
+"""Seconds between two looks at what a paused run is asked to do."""
+STATE_SHARE = 50
+"""Writing states takes at most one of so many seconds."""
 
 
 class NotANumber(ValueError):
@@ -66,14 +71,17 @@ class Listener:
     def stepped(self, session: Session, report: StepReport) -> None: ...
     def saved(self, session: Session, lora: Path) -> None: ...
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None: ...
+    def paused(self, session: Session, is_paused: bool) -> None: ...
     def ended(self, session: Session, outcome: Outcome) -> None: ...
 
 
 class Session:
     """A run of `total_steps` steps over `dataset` with the adapter attached to the backend's modules.
 
-    `step` counts finished steps. Between two calls of `train` a session holds the adapter, the optimizer and counters only.
-    Call `stop()` from any thread or signal handler: the run ends after the step, saved and ready to go on.
+    `step` counts finished steps. Between two calls of `train`, while the run is paused and while the host has the base for itself,
+    a session holds the adapter, the optimizer and counters only. `stop`, `pause`, `unpause`, `ask_save` and `ask_preview` may be
+    called from any thread, `stop` also from a signal handler; they take effect after the step that is being done. A stopped
+    run is saved and ready to go on.
     """
 
     def __init__(self, config: TrainConfig, backend: Backend, dataset: Dataset, adapter: Adapter, *, name: str,
@@ -92,29 +100,85 @@ class Session:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
         self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
         self.started_at = time.time()
-        self._stop = threading.Event()
+        self._stop, self._pause, self._stop_reason = threading.Event(), threading.Event(), ""
+        self._saves, self._previews = threading.Event(), threading.Event()
+        self._state_written, self._state_pause = time.monotonic(), 0.0
 
     def stop(self) -> None:
         self._stop.set()
+
+    def pause(self) -> None:
+        self._pause.set()
+
+    def unpause(self) -> None:
+        self._pause.clear()
+
+    @property
+    def paused(self) -> bool:
+        return self._pause.is_set()
+
+    def ask_save(self) -> None:
+        """Save the LoRA and the state as soon as a step is done."""
+        self._saves.set()
+
+    def ask_preview(self) -> None:
+        """Draw the preview prompts as soon as a step is done."""
+        self._previews.set()
 
     def train(self) -> Outcome:
         """Train to the end, or until stopped. Whatever ends it, what was learned is saved first; then errors are raised again."""
         self._tell("started")
         try:
-            with self.backend.borrow(), self.adapter.attached(self.backend.components()):
-                self.backend.set_checkpointing(self.config.gradient_checkpointing)
+            with Turn(self.backend, self._borrowed) as turn:
                 while self.step < self.total_steps and not self._asked_to_stop():
                     self._tell("stepped", self.train_step())
-                    if self._due(self.config.save_steps) and self.step < self.total_steps:
-                        self.save()
-                    if self._due(self.config.preview_steps):
-                        self.draw_previews()
+                    self._save_and_draw(self._due(self.config.save_steps) and self.step < self.total_steps, self._due(self.config.preview_steps))
+                    self._wait_while_paused(turn)
+                    turn.give_way()
+        except BaseChanged as error:
+            self._stop_reason = f" because {error}"
         except (Exception, KeyboardInterrupt) as error:
             self._tell("ended", self._keep_after(error))
             raise
         outcome = self._finish()
         self._tell("ended", outcome)
         return outcome
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[None]:
+        with self.backend.borrow(), self.adapter.attached(self.backend.components()):
+            self.backend.set_checkpointing(self.config.gradient_checkpointing)
+            yield
+
+    def _save_and_draw(self, save: bool, draw: bool) -> None:
+        """What the settings or a command ask for after this step; and the state alone now and then, against crashes."""
+        if save | _taken(self._saves):
+            self.save()
+        elif self.step < self.total_steps and self._state_is_old():
+            self._save_state()
+        if draw | _taken(self._previews):
+            self.draw_previews()
+
+    def _state_is_old(self) -> bool:
+        return bool(self.config.state_minutes) and time.monotonic() - self._state_written > max(60 * self.config.state_minutes, self._state_pause)
+
+    def _save_state(self) -> None:
+        began = time.monotonic()
+        save_state(self.folder, self.name, self.step, self.state_dict())
+        self._state_written = time.monotonic()
+        self._state_pause = STATE_SHARE * (self._state_written - began)
+
+    def _wait_while_paused(self, turn: Turn) -> None:
+        """Leave the base to the host until the run is unpaused or stopped; commands to save or draw are carried out meanwhile."""
+        if not self.paused or self.step >= self.total_steps:
+            return
+        self._tell("paused", True)
+        while self.paused and not self._asked_to_stop():
+            with turn.left():
+                while self.paused and not (self._asked_to_stop() or self._saves.is_set() or self._previews.is_set()):
+                    time.sleep(POLL)
+            self._save_and_draw(False, False)
+        self._tell("paused", False)
 
     def train_step(self) -> StepReport:
         """One optimizer step over all samples of the step, summed up batch by batch."""
@@ -173,7 +237,7 @@ class Session:
     def save(self) -> Path:
         """Write `name-<step>.safetensors` and, beside it, the state to go on from."""
         lora = self.save_lora(step_stem(self.name, self.step))
-        save_state(self.folder, self.name, self.step, self.state_dict())
+        self._save_state()
         self._tell("saved", lora)
         return lora
 
@@ -185,8 +249,8 @@ class Session:
             if self.config.save_format in ("kohya", "both"):
                 save_lora(path, weights, self.metadata(stem), self.config.save_dtype)
                 written, _ = load_lora(path)
-                placed = to_layers(written, self.backend.lora_key, self.backend.components())
-                assert placed.keys() == self.adapter.layers.keys(), "a key of the written file does not lead back to its layer"
+                placed = written if self._stop_reason else to_layers(written, self.backend.lora_key, self.backend.components())
+                assert self._stop_reason or placed.keys() == self.adapter.layers.keys(), "a key of the written file does not lead back to its layer"
             if self.config.save_format in ("peft", "both"):
                 peft = self.lora_folder / f"{stem}-peft" / "pytorch_lora_weights.safetensors"
                 write_safetensors(peft, to_peft(weights, DTYPES[self.config.save_dtype]), {"format": "pt", **self.metadata(stem)})
@@ -267,7 +331,7 @@ class Session:
             message = f"completed {self.step} steps; the LoRA is {lora}"
         else:
             save_state(self.folder, self.name, self.step, self.state_dict())
-            message = f"stopped after step {self.step} of {self.total_steps}; what was learned is {lora}; go on with --resume"
+            message = f"stopped after step {self.step} of {self.total_steps}{self._stop_reason}; what was learned is {lora}; go on with --resume"
         self._tell("saved", lora)
         return Outcome("completed" if done else "stopped", self.step, self.total_steps, lora, message)
 
@@ -295,7 +359,7 @@ class Session:
             getattr(listener, event)(self, *arguments)
 
 
-_FREE = {"output_dir", "lora_dir", "cache_dir", "save_steps", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
+_FREE = {"output_dir", "lora_dir", "cache_dir", "save_steps", "state_minutes", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
          "preview_guidance", "tensorboard", "log_every", "name", "device"}
 """Settings that may change in a resumed run without changing its result."""
 
@@ -312,6 +376,13 @@ class _global_seed:
 
     def __exit__(self, *error) -> None:
         self.fork.__exit__(*error)
+
+
+def _taken(event: threading.Event) -> bool:
+    """Whether the event was set; it is not any more."""
+    was_set = event.is_set()
+    event.clear()
+    return was_set
 
 
 def _advice_for_nan(config: TrainConfig, step: int, loss: float, precision: str) -> str:

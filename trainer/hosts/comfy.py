@@ -208,6 +208,10 @@ class ComfyBackend:
     def interrupted(self) -> bool:
         return mm.processing_interrupted()
 
+    def wanted(self) -> bool:
+        """ComfyUI runs one prompt after the other; whoever wants to draw meanwhile presses cancel, and the run goes on later."""
+        return False
+
     def offload_encoders(self) -> None:
         """ComfyUI moves what it needs room for by itself."""
 

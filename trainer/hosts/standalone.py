@@ -201,6 +201,9 @@ class StandaloneBackend:
     def interrupted(self) -> bool:
         return self._interrupted
 
+    def wanted(self) -> bool:
+        return False
+
     def offload_encoders(self) -> None:
         for module in (self.vae, *(encoder.module for encoder in self.parts.text_encoders)):
             module.to("cpu")
