@@ -115,22 +115,26 @@ def clip_tokenizer() -> Any:
     """CLIP's tokenizer, made of the vocabulary that ships with the project."""
     from transformers import CLIPTokenizer
 
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in tokenizer_files().items():
+            (Path(folder) / name).write_text(content, encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def tokenizer_files() -> dict[str, str]:
+    """CLIP's vocabulary and settings in the files that `transformers` reads."""
     text = gzip.decompress((MODELS_DIR / "bpe_simple_vocab_16e6.txt.gz").read_bytes()).decode("utf-8")
     # 49,408 tokens: 256 bytes, 256 bytes that end a word, 48,894 merges and 2 marks. The file's first line is a heading.
     merges = text.split("\n")[1:1 + 48894]
     letters = _letters()
     tokens = [*letters, *(c + "</w>" for c in letters), *(m.replace(" ", "") for m in merges), "<|startoftext|>", "<|endoftext|>"]
-    with tempfile.TemporaryDirectory() as folder:
-        files = {
-            "vocab.json": json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False),
-            "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
-            "tokenizer_config.json": json.dumps({
-                "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "bos_token": "<|startoftext|>",
-                "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}),
-        }
-        for name, content in files.items():
-            (Path(folder) / name).write_text(content, encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    return {
+        "vocab.json": json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+        "tokenizer_config.json": json.dumps({
+            "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}),
+    }
 
 
 def _letters() -> list[str]:
