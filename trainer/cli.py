@@ -13,7 +13,7 @@ from .config_files import load_config
 from .output_files import OutputError
 
 log = logging.getLogger(__name__)
-COMMANDS = ("train", "generate", "inspect", "export", "demo", "train-base")
+COMMANDS = ("train", "ui", "generate", "inspect", "export", "demo", "train-base")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,6 +56,15 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="say what would happen, how long it takes and what it needs; train nothing")
     train.add_argument("--resume", action="store_true", help="go on from the newest saved state in output_dir")
     train.set_defaults(run=_train)
+    page = commands.add_parser("ui", help="open the page: gallery, training, comparing, without any host")
+    page.add_argument("--base", action="append", default=[], help="demo (default), a .safetensors file, a diffusers folder, or a folder with checkpoints; "
+                      "may be given several times")
+    page.add_argument("--port", type=int, default=7865, help="0 takes any free one (default: 7865)")
+    page.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="0.0.0.0 lets others on the network in, who then see the --gallery-root folders only")
+    page.add_argument("--output-dir", type=Path, default=Path("output"), help="folder for LoRAs, jobs and galleries (default: output)")
+    page.add_argument("--gallery-root", action="append", type=Path, default=[], help="allow pictures from this folder only; may be given several times")
+    page.add_argument("--device", default="auto")
+    page.set_defaults(run=_ui)
     draw = commands.add_parser("generate", help="draw pictures; the prompt may hold <lora:name:weight>")
     draw.add_argument("--base", default="demo", help="a .safetensors file, a diffusers folder, or demo (default)")
     draw.add_argument("--prompt", required=True, help='for example "a photo of sks <lora:my_face:0.7>"')
@@ -155,6 +164,13 @@ def try_command(config: TrainConfig, name: str) -> str:
     subject = f"a photo of {config.trigger}" if config.trigger else "a photo"
     return (f'python train.py generate --base "{config.base_model}" --lora-dir "{config.lora_dir or config.output_dir}" '
             f'--prompt "{subject} <lora:{name}:0.8>" --seed 1 --out picture.png')
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from .hosts.standalone_host import serve
+
+    serve(options.base, options.listen, options.port, options.output_dir, options.device, options.gallery_root)
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

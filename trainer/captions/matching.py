@@ -28,7 +28,7 @@ class CaptionTable:
 
     def _add(self, path: Path) -> None:
         table: dict[str, str] = {}
-        for name, caption in read_metadata(path).items():
+        for name, caption in self.read(path).items():
             key = _normal(name)
             table.setdefault(key, caption)
             self.unused.setdefault(key.casefold(), name)
@@ -39,6 +39,10 @@ class CaptionTable:
         for key, caption in list(table.items()):
             table.setdefault(key.casefold(), caption)
         self.tables.append((path.parent, table))
+
+    def read(self, path: Path) -> dict[str, str]:
+        """Names and captions of one metadata file."""
+        return read_metadata(path)
 
     def caption_of(self, path: Path) -> str:
         """Its path from the metadata file or from the gallery, with or without extension; else its mere name, if only one has it.

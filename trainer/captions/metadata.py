@@ -23,9 +23,16 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"The metadata file {path} must end in .csv or .jsonl.")
     try:
-        text = decode_text(path.read_bytes())
+        data = path.read_bytes()
     except OSError as error:
         raise ValueError(f"The metadata file {path} cannot be opened ({error.strerror or error}).") from error
+    return parse_metadata(path, data)
+
+
+def parse_metadata(path: Path, data: bytes) -> dict[str, str]:
+    """As `read_metadata`, of what the file at `path` holds or is going to hold."""
+    try:
+        text = decode_text(data)
     except ValueError as error:
         raise ValueError(f"The metadata file {path} cannot be read: {error}") from error
     rows = _read_jsonl(text, path.name) if path.suffix.lower() == ".jsonl" else _read_csv(text, path.name)
@@ -49,7 +56,7 @@ def _read_jsonl(text: str, file_name: str) -> list[tuple[str, str]]:
             raise ValueError(f"{where}: this is not JSON ({error}); every line must be one object.") from error
         if not isinstance(row, dict):
             raise ValueError(f'{where}: every line must be an object such as {{"file_name": "a.png", "text": "a cat"}}.')
-        name_column, caption_column = _columns(list(row), where)
+        name_column, caption_column = columns_of(list(row), where)
         rows.append((_text(row[name_column], where, name_column), _text(row[caption_column], where, caption_column)))
     return rows
 
@@ -62,7 +69,7 @@ def _text(value: object, where: str, column: str) -> str:
     return value.strip()
 
 
-def _columns(names: list[str], where: str) -> tuple[str, str]:
+def columns_of(names: list[str], where: str) -> tuple[str, str]:
     """The first known column for the file's name and the first for the caption, whatever their case."""
     known = {}
     for name in names:
@@ -81,7 +88,7 @@ def _read_csv(text: str, file_name: str) -> list[tuple[str, str]]:
     if not lines:
         return []
     header_number, header = lines[0]
-    name_column, caption_column = _columns(header, f"{file_name}, line {header_number}")
+    name_column, caption_column = columns_of(header, f"{file_name}, line {header_number}")
     name_index, caption_index = header.index(name_column), header.index(caption_column)
     rows = []
     for number, cells in lines[1:]:

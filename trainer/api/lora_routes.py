@@ -1,0 +1,55 @@
+"""Routes of the LoRAs."""
+from __future__ import annotations
+
+from ..loras import list_loras, remove_lora, restore_lora
+from .messages import ApiError
+from .routes import API, Call, Route
+
+
+def _all(call: Call) -> list[dict]:
+    """With the newest preview of the job that made each."""
+    found = list_loras(call.api.host.lora_folders())
+    jobs = call.api.jobs.snapshot()["jobs"]
+    for lora in found:
+        job = next((job for job in jobs if job["name"] == lora["name"] and job["lora"]), None)
+        previews = call.api.jobs.get(job["id"]).previews if job else []
+        lora["job"] = job["id"] if job else None
+        lora["preview"] = f"{API}/jobs/{job['id']}/previews/{previews[-1]['file']}" if previews else None
+    return found
+
+
+def listing(call: Call) -> dict:
+    return {"loras": _all(call)}
+
+
+def one(call: Call) -> dict:
+    for lora in _all(call):
+        if call.path["name"] == lora["name"]:
+            return lora
+    raise ApiError(404, f"there is no LoRA {call.path['name'][:200]} that was trained here; load the list again")
+
+
+def delete(call: Call) -> dict:
+    host = call.api.host
+    names = remove_lora(host.home, host.lora_folders(), call.path["name"])
+    for name in names:
+        host.lora_removed(name)
+    call.api.jobs.events.add("loras", names=names, removed=True)
+    return {"names": names}
+
+
+def restore(call: Call) -> dict:
+    host = call.api.host
+    paths = restore_lora(host.home, call.path["name"])
+    for path in paths:
+        host.lora_written(path.stem, path)
+    call.api.jobs.events.add("loras", names=[path.stem for path in paths])
+    return {"names": [path.stem for path in paths]}
+
+
+ROUTES = [
+    Route("GET", f"{API}/loras", listing, "LoRAs that were trained here, newest first, with their saved steps."),
+    Route("GET", f"{API}/loras/{{name}}", one, "One LoRA."),
+    Route("POST", f"{API}/loras/{{name}}/delete", delete, "Move a LoRA with its saved steps, or one saved step, to the trash."),
+    Route("POST", f"{API}/loras/{{name}}/restore", restore, "Bring a deleted LoRA back."),
+]

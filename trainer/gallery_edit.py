@@ -1,0 +1,238 @@
+"""Changes to a gallery that a page asks for: uploads, captions, removing and restoring. Nothing is ever overwritten or deleted for good."""
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+from .captions.decoding import decode_text
+from .captions.editing import edited_metadata, edited_sidecar
+from .captions.metadata import parse_metadata
+from .captions.sidecar import LARGEST, tidy
+from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
+from .galleries import MAX_MEGAPIXELS, Place, captions_of, inside
+from .gallery_files import METADATA_FILES, GalleryFiles, list_files, relative_name
+from .output_files import write_atomically
+from .pictures import SUFFIXES, UnreadablePicture, check_picture
+
+RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
+LONGEST = 150
+_one_edit = threading.RLock()
+"""Edits of two tabs come one after the other; files of one gallery are read, changed and written as a whole."""
+
+
+class Occupied(ValueError):
+    """Something else is there already; the message says what can be done."""
+
+
+def safe_file(file: str) -> str:
+    """A name for an uploaded file that is safe on every system, with the sub-folders that it had. ValueError when nothing is left of it."""
+    parts = [_safe_part(part) for part in unicodedata.normalize("NFC", file).replace("\\", "/").split("/") if part not in ("", ".")]
+    if ".." in file.replace("\\", "/").split("/") or not parts or not all(parts) or len(parts) > 8:
+        raise ValueError(f"file is {file[:200]!r} but must be a name inside the gallery, such as photo.png or faces/photo.png")
+    return "/".join(parts)
+
+
+def _safe_part(part: str) -> str:
+    part = "".join("_" if char in '<>:"|?*' or unicodedata.category(char) in ("Cc", "Cs", "Cf") else char for char in part).strip(" ").lstrip(".").rstrip(". ")
+    stem, suffix = os.path.splitext(part)
+    stem = stem.encode("utf-8")[:LONGEST].decode("utf-8", "ignore")
+    return f"_{stem}{suffix}" if RESERVED.match(part) else stem + suffix
+
+
+def upload(root: Path, file: str, data: bytes) -> str:
+    """Put a picture, a caption file or a metadata file into a gallery; returns the name that it got.
+
+    What is there already with the same content is left as it is. A picture never takes the place of another: it becomes
+    "name (2).png". ValueError for what is not readable as what its name says, Occupied for other text of the same name.
+    """
+    file = safe_file(file)
+    suffix = Path(file).suffix.lower()
+    is_text = suffix in SIDECAR_SUFFIXES or Path(file).name.lower() in METADATA_FILES
+    if suffix in SUFFIXES:
+        try:
+            check_picture(data, MAX_MEGAPIXELS)
+        except UnreadablePicture as error:
+            raise ValueError(f"{Path(file).name} cannot be used: {error}") from None
+    elif Path(file).name.lower() in METADATA_FILES:
+        parse_metadata(Path(file), data)
+    elif is_text:
+        if len(data) > LARGEST:
+            raise ValueError(f"{Path(file).name} is larger than a megabyte, which is no caption")
+        decode_text(data)
+    else:
+        kinds = ", ".join(sorted(kind[1:] for kind in SUFFIXES))
+        raise ValueError(f"{Path(file).name} is neither a picture ({kinds}) nor a caption file (.txt, .caption, metadata.csv, metadata.jsonl)")
+    with _one_edit:
+        return _place(root, file, data, is_text)
+
+
+def _place(root: Path, file: str, data: bytes, is_text: bool) -> str:
+    path = inside(root, file)
+    number, stem = 1, path.stem
+    while path.exists():
+        if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
+            return relative_name(path, root)
+        if is_text:
+            raise Occupied(f"{file} is in the gallery already with another text; edit the captions there, or remove that file first")
+        number += 1
+        path = path.with_name(f"{stem} ({number}){path.suffix}")
+    write_atomically(path, data)
+    return relative_name(path, root)
+
+
+def write_captions(home: Path, root: Path, captions: dict[str, str]) -> dict[str, Any]:
+    """Write captions to where they come from; the former ones go to the history first. Returns what was written: file -> where.
+
+    ValueError, before anything is written, for a picture that is not there and for metadata that cannot be edited safely.
+    """
+    with _one_edit:
+        files = list_files(root)
+        known = {relative_name(path, root): path for path in files.pictures}
+        places, _, _ = captions_of(root, files)
+        for file in captions:
+            if file not in known:
+                raise ValueError(f"there is no picture {file[:200]} in {root}; load the gallery again")
+        wanted = {known[file]: tidy(text) for file, text in captions.items()}
+        changed = {path: text for path, text in wanted.items() if places[path].caption != text}
+        rows: dict[Path, dict[str, str]] = {}
+        texts: dict[Path, str] = {}
+        for path, text in changed.items():
+            _plan_edit(path, text, places[path], files, rows, texts)
+        contents = {path: edited_metadata(path, path.read_bytes(), edits) for path, edits in rows.items()}
+        contents |= {path: edited_sidecar(path.read_bytes() if path.exists() else None, text) for path, text in texts.items()}
+        history = History(home, root)
+        history.add({relative_name(path, root): {"before": places[path].caption, "after": text} for path, text in changed.items()})
+        for path, data in contents.items():
+            if path in rows:
+                history.keep(path)
+            write_atomically(path, data)
+        after, _, _ = captions_of(root, list_files(root))
+        return {file: {"caption": after[path].caption, "caption_from": after[path].name(root)} for file, path in known.items() if file in captions}
+
+
+def _plan_edit(path: Path, text: str, place: Place, files: GalleryFiles, rows: dict[Path, dict[str, str]], texts: dict[Path, str]) -> None:
+    """Which row or text file a new caption goes to. One that is emptied must not let another, hidden so far, come up."""
+    if place.row is not None and (str(place.row) or place.sidecar is None):
+        rows.setdefault(place.row.file, {})[place.row.row] = text
+    if not text:
+        for sidecar in files.sidecars_of(path):
+            texts[sidecar] = ""
+    elif place.sidecar is not None:
+        texts[place.sidecar] = text
+    elif place.row is None:
+        texts[path.with_suffix(".txt")] = text
+
+
+class History:
+    """Former captions of a gallery, under `home`, so that no text is ever lost."""
+
+    def __init__(self, home: Path, root: Path) -> None:
+        self.root, self.folder = root, home / "history" / _key(root)
+
+    def add(self, changes: dict[str, dict[str, str]]) -> None:
+        if not changes:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps({"time": round(time.time(), 3), "folder": str(self.root), "file": file, **texts}, ensure_ascii=False) for file, texts in changes.items()]
+        with (self.folder / "captions.jsonl").open("ab") as stream:
+            stream.write(("\n".join(lines) + "\n").encode("utf-8", "replace"))
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def keep(self, path: Path) -> None:
+        """Keep a metadata file as it was before it is edited for the first time, and once a day."""
+        name = f"{time.strftime('%Y%m%d')}-{_key(path)[:8]}-{path.name}"
+        if not (self.folder / name).exists():
+            write_atomically(self.folder / name, path.read_bytes())
+
+    def of(self, file: str, limit: int = 100) -> list[dict[str, Any]]:
+        """Edits of one picture's caption, newest first."""
+        try:
+            lines = (self.folder / "captions.jsonl").read_text(encoding="utf-8").split("\n")
+        except OSError:
+            return []
+        found = []
+        for line in reversed(lines):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if entry.get("file") == file:
+                found.append({name: entry[name] for name in ("time", "before", "after")})
+        return found[:limit]
+
+
+def remove(home: Path, root: Path, names: list[str]) -> list[str]:
+    """Move pictures with their caption files and masks to the trash. ValueError, before anything is moved, for one that is not there."""
+    with _one_edit:
+        files = list_files(root)
+        known = {relative_name(path, root): path for path in files.pictures} | {relative_name(item.path, root): item.path for item in files.skipped}
+        for name in names:
+            if name not in known or not known[name].is_file():
+                raise ValueError(f"there is no picture {name[:200]} in {root}; load the gallery again")
+        place = _next_place(home, root)
+        for name in dict.fromkeys(names):
+            path = known[name]
+            shares_stem = sum(other.parent == path.parent and other.stem == path.stem for other in files.pictures) > 1
+            companions = [] if shares_stem else [*files.sidecars_of(path), *filter(None, [files.mask_of(path)])]
+            for part in [path, *companions]:
+                move_file(part, place / relative_name(part, root))
+        return list(dict.fromkeys(names))
+
+
+def restore(home: Path, root: Path, names: list[str]) -> list[str]:
+    """Bring removed pictures back, each as it was removed last. ValueError for one that was not removed, Occupied when its place is taken."""
+    with _one_edit:
+        places = sorted((home / "trash" / "pictures" / _key(root)).glob("*"), reverse=True)
+        moves: list[tuple[Path, Path]] = []
+        for name in dict.fromkeys(names):
+            target = inside(root, name)
+            source = next((place / name for place in places if (place / name).is_file()), None)
+            if source is None:
+                raise ValueError(f"{name[:200]} is not among the removed pictures of {root}")
+            if target.exists():
+                raise Occupied(f"{name[:200]} is in the gallery again; rename or remove that one first")
+            moves.append((source, target))
+            for part in source.parent.iterdir():
+                is_own = part.stem in (source.stem, source.name, f"{source.stem}_mask") and part.suffix.lower() in (*SIDECAR_SUFFIXES, ".png")
+                if part != source and is_own and not (target.parent / part.name).exists():
+                    moves.append((part, target.parent / part.name))
+        for source, target in moves:
+            if source.exists():
+                move_file(source, target)
+        return list(dict.fromkeys(names))
+
+
+def _next_place(home: Path, root: Path) -> Path:
+    folder = home / "trash" / "pictures" / _key(root)
+    numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    return folder / f"{max(numbers, default=0) + 1:06d}"
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Move a file, also to another disk, so that it is complete in one of the places at any moment."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        handle, temporary = tempfile.mkstemp(dir=target.parent)
+        os.close(handle)
+        shutil.copy2(source, temporary)
+        os.replace(temporary, target)
+        source.unlink()
+
+
+def _key(folder: Path) -> str:
+    return hashlib.blake2b(os.path.realpath(folder).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()

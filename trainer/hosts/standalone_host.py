@@ -1,0 +1,97 @@
+"""The host that is no other program: the embedded base or a checkpoint from the disk, through diffusers."""
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Callable, TypeVar
+
+from ..backend import Backend
+from ..config import TrainConfig
+from .standalone import StandaloneBackend, load_base
+
+T = TypeVar("T")
+
+
+class StandaloneHost:
+    """Keeps the base that was used last, as loading takes longer than a short run. See `trainer.host.Host`."""
+
+    name = "standalone"
+
+    def __init__(self, home: Path, bases: list[str], device: str = "auto", gallery_roots: list[Path] | None = None) -> None:
+        self.home, self.device, self.gallery_roots = home.resolve(), device, gallery_roots
+        self._paths = {_name(path): path for path in bases}
+        self._loaded: tuple[str, StandaloneBackend] | None = None
+
+    def lora_folders(self) -> list[Path]:
+        return [self.home / "loras"]
+
+    def base(self) -> dict | None:
+        loaded = self._loaded
+        return {"name": loaded[0], "family": loaded[1].family} if loaded else None
+
+    def bases(self) -> list[str]:
+        return list(self._paths)
+
+    def can_train(self) -> str:
+        return ""
+
+    def with_backend(self, config: TrainConfig, work: Callable[[Backend], T]) -> T:
+        if config.base_model not in self._paths:
+            raise ValueError(f"base_model is {config.base_model!r} but must be one of {', '.join(self._paths)}")
+        if self._loaded is None or self._loaded[0] != config.base_model:
+            self._loaded = None
+            gc.collect()
+            self._loaded = config.base_model, load_base(self._paths[config.base_model], self.device)
+        return work(self._loaded[1])
+
+    def lora_written(self, name: str, path: Path) -> None:
+        """Nothing keeps a LoRA in memory here: whoever draws reads the file."""
+
+    def lora_removed(self, name: str) -> None:
+        """As for `lora_written`."""
+
+
+def find_bases(given: list[str]) -> list[str]:
+    """What `--base` names: demo, files and diffusers folders, and for any other folder the checkpoints in it. ValueError for what is not there."""
+    found: list[str] = []
+    for text in given or ["demo"]:
+        path = Path(text).expanduser()
+        if text == "demo" or path.is_file() or (path / "model_index.json").is_file():
+            found.append(text if text == "demo" else str(path))
+        elif path.is_dir():
+            inside = sorted(str(file) for file in path.rglob("*.safetensors"))
+            if not inside:
+                raise ValueError(f"--base {text} is a folder without a .safetensors file; give demo, a checkpoint, or a folder that has some")
+            found += inside
+        else:
+            raise ValueError(f"--base {text} does not exist; give demo, a .safetensors file, a diffusers folder, or a folder with checkpoints")
+    return list(dict.fromkeys(found))
+
+
+def _name(base: str) -> str:
+    return base if base == "demo" else Path(base).name
+
+
+def serve(bases: list[str], listen: str, port: int, output_dir: Path, device: str, roots: list[Path]) -> None:
+    """Run the server until Ctrl-C or SIGTERM; a training that runs is then stopped with its work saved."""
+    import signal
+    import threading
+
+    from ..api import Api, Policy
+    from ..api.guard import loopback_names
+    from ..jobs import JobQueue
+    from .http_server import Server
+
+    # others on the network see only what they were given
+    bounded = roots or ([] if loopback_names(listen) is None else None)
+    host = StandaloneHost(output_dir, find_bases(bases), device, bounded)
+    jobs = JobQueue(host)
+    try:
+        server = Server(Api(host, jobs, Policy(hosts=loopback_names(listen))), listen, port)
+        print(f"HotLoRA is at {server.url}", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
+        server.serve_forever(poll_interval=0.2)
+        print("closing; what runs is saved first", flush=True)
+    finally:
+        jobs.close()

@@ -1,0 +1,152 @@
+"""What happens to jobs, as a numbered list on disk that a page follows and, after a lost connection, takes up again."""
+from __future__ import annotations
+
+import heapq
+import json
+import threading
+import time
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any, Iterator
+
+IN_MEMORY = 5000
+REPLAYED_STEPS = 500
+"""Of more step events of one job than this, a replay has so many, evenly spread."""
+HEARTBEAT = 15.0
+FILE = "events.jsonl"
+Event = dict[str, Any]
+
+
+class EventLog:
+    """Events with increasing ids, each appended to the file of its job before anybody hears of it. Safe to use from several threads.
+
+    Kinds: job, step, saved, preview, log, loras, gallery. What a file holds of a line that a kill has cut off is passed over.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.changed = threading.Condition(threading.RLock())
+        self.closed = False
+        self._recent: deque[Event] = deque(maxlen=IN_MEMORY)
+        self.last = max((_last_id(path) for path in self._files()), default=0)
+        self._before_recent = self.last
+
+    def add(self, kind: str, job: str | None = None, **facts: Any) -> Event:
+        with self.changed:
+            event = {"id": self.last + 1, "kind": kind, "time": round(time.time(), 3), "job": job, **facts}
+            path = self.folder / job / FILE if job else self.folder / FILE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _append(path, json.dumps(event, ensure_ascii=False) + "\n")
+            self.last += 1
+            if len(self._recent) == IN_MEMORY:
+                self._before_recent = self._recent[0]["id"]
+            self._recent.append(event)
+            self.changed.notify_all()
+        return event
+
+    def since(self, after: int) -> list[Event]:
+        """Events with a higher id than `after`, in order; step events of a long gap are thinned, no other is left out."""
+        with self.changed:
+            if after >= self._before_recent:
+                found = [event for event in self._recent if event["id"] > after]
+            else:
+                found = list(heapq.merge(*(_read(path, after) for path in self._files()), key=lambda event: event["id"]))
+        return thinned(found)
+
+    def stream(self, after: int | None) -> EventStream:
+        """Events after an id, then those to come; None means only those to come."""
+        return EventStream(self, self.last if after is None else min(after, self.last))
+
+    def close(self) -> None:
+        """End all streams."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+    def _files(self) -> list[Path]:
+        return [path for path in (self.folder / FILE, *self.folder.glob(f"*/{FILE}")) if path.is_file()]
+
+
+class EventStream:
+    """Server-sent events as bytes. `close`, from any thread, ends it at once."""
+
+    def __init__(self, events: EventLog, after: int) -> None:
+        self.events, self.after, self.closed, self._begun = events, after, False, False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if not self._begun:
+            self._begun = True
+            return b"retry: 1000\n\n: hello\n\n"
+        with self.events.changed:
+            if not self._over() and self.events.last <= self.after:
+                self.events.changed.wait(HEARTBEAT)
+            if self._over():
+                raise StopIteration
+            new = self.events.since(self.after) if self.events.last > self.after else []
+            self.after = self.events.last
+        return b"".join(map(as_bytes, new)) or b": still here\n\n"
+
+    def close(self) -> None:
+        with self.events.changed:
+            self.closed = True
+            self.events.changed.notify_all()
+
+    def _over(self) -> bool:
+        return self.closed or self.events.closed
+
+
+def as_bytes(event: Event) -> bytes:
+    return f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+
+
+def thinned(events: list[Event], keep: int = REPLAYED_STEPS) -> list[Event]:
+    """At most about `keep` step events of each job, its last among them; the first after a gap says `thinned`."""
+    steps = Counter(event["job"] for event in events if event["kind"] == "step")
+    every = {job: -(-count // keep) for job, count in steps.items()}
+    if all(number == 1 for number in every.values()):
+        return events
+    seen: Counter = Counter()
+    kept = []
+    for event in events:
+        job = event["job"]
+        if event["kind"] == "step" and every[job] > 1:
+            seen[job] += 1
+            if seen[job] % every[job] and seen[job] != steps[job]:
+                continue
+            event = {**event, "thinned": True}
+        kept.append(event)
+    return kept
+
+
+def _append(path: Path, line: str) -> None:
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode("utf-8", "replace"))
+
+
+def _read(path: Path, after: int) -> list[Event]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError:
+        return []
+    events = (_parse(line) for line in lines)
+    return [event for event in events if event and event["id"] > after]
+
+
+def _last_id(path: Path) -> int:
+    events = _read(path, 0)
+    return events[-1]["id"] if events else 0
+
+
+def _parse(line: bytes) -> Event | None:
+    try:
+        event = json.loads(line)
+        return event if isinstance(event, dict) and isinstance(event["id"], int) else None
+    except (ValueError, KeyError):
+        return None

@@ -1,0 +1,114 @@
+"""What a page may set of a run, and what the server decides; and what would happen, said before anything is loaded."""
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .config import SETTINGS, OPTIMIZERS, TrainConfig, without_effect
+from .estimate import duration
+from .gallery_files import existing_folder, folder_repeats, list_files
+from .host import Host
+from .names import safe_name
+from .presets import apply_preset
+from .samples import default_steps
+from .settings import unknown_key
+
+DECIDED = ("output_dir", "lora_dir", "cache_dir", "device")
+"""Where things are written and what computes them is the server's choice; in a settings file that is loaded they are passed over."""
+CODE = ("augmentation", "loss_term")
+STATE_MINUTES = 1.0
+
+
+def checked_settings(host: Host, settings: dict[str, Any]) -> tuple[TrainConfig, list[str]]:
+    """The settings of a page as a config without a preset, and sentences about what is passed over. ValueError for the first that is wrong."""
+    warnings, values = [], {}
+    for key, value in settings.items():
+        if key not in SETTINGS:
+            raise unknown_key(key, SETTINGS)
+        if key in DECIDED or (key == "base_model" and not host.bases()):
+            if value not in (None, "", SETTINGS[key].default):
+                warnings.append(f"{key} is decided by the server and is passed over")
+            continue
+        if key in CODE and value not in (None, ""):
+            raise ValueError(f"{key} runs a program and can be set on the command line only; remove it here")
+        if value is not None:
+            values[key] = value
+    values.setdefault("state_minutes", STATE_MINUTES)
+    values.setdefault("tensorboard", False)
+    config = TrainConfig.from_dict(values)
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"optimizer is {config.optimizer!r}; one that is a package.Class runs a program and can be set on the command line "
+                         f"only; use one of {', '.join(OPTIMIZERS)}")
+    if host.bases():
+        config = replace(config, base_model=chosen_base(host, settings.get("base_model")))
+    existing_folder(config.train_data_dir)
+    return config, warnings + without_effect(config)
+
+
+def chosen_base(host: Host, wanted: str | None) -> str:
+    """A base that the host offers; the loaded one, or else the first, when none is named."""
+    offered = host.bases()
+    if wanted in (None, ""):
+        loaded = host.base()
+        return loaded["name"] if loaded and loaded["name"] in offered else offered[0]
+    if wanted not in offered:
+        raise ValueError(f"base_model is {str(wanted)[:200]!r} but must be one of {', '.join(offered[:20])}")
+    return wanted
+
+
+def name_of(config: TrainConfig) -> str:
+    return config.name or safe_name(Path(config.train_data_dir).resolve().name)
+
+
+def with_preset(config: TrainConfig, given: dict[str, Any], preset: str | None, pictures: int) -> TrainConfig:
+    """The config with what the preset says where the page said nothing."""
+    if preset is None:
+        return config
+    values = {key: getattr(config, key) for key, value in given.items() if key in SETTINGS and value is not None}
+    filled = apply_preset(values, preset, pictures)
+    return replace(config, **{key: filled[key] for key in ("lora_rank", "learning_rate", "steps") if filled.get(key) is not None})
+
+
+def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
+    """The config with the folders that the server decides on."""
+    return replace(config, output_dir=str(run_folder), lora_dir=str(host.lora_folders()[0]), cache_dir=str(host.home / "cache"))
+
+
+def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:
+    """What a start would do. Reads names only; no picture is opened and no model is loaded."""
+    config, warnings = checked_settings(host, settings)
+    root = existing_folder(config.train_data_dir)
+    files = list_files(root)
+    seen = sum(config.repeats * folder_repeats(path, root)[0] for path in files.pictures)
+    config = with_preset(config, settings, preset, len(files.pictures))
+    group = config.batch_size * config.gradient_accumulation_steps
+    steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(files.pictures), group))
+    seconds = None if seconds_per_picture is None else steps * group * seconds_per_picture
+    parts = [_count(len(files.pictures), "picture"), _count(steps, "step")] + ([f"about {duration(seconds)}"] if seconds is not None else [])
+    reason = host.can_train()
+    if not files.pictures:
+        warnings.insert(0, f"{root} has no pictures; add some first")
+    return {"pictures": len(files.pictures), "steps": steps, "seconds": seconds, "sentence": ", ".join(parts), "name": name_of(config),
+            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "warnings": warnings,
+            "can_train": not reason and bool(files.pictures), "reason": reason}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def describe_settings(host: Host) -> list[dict[str, Any]]:
+    """Every setting for a form: kind, default, bounds, choices, unit, help sentence."""
+    described = []
+    for name, setting in SETTINGS.items():
+        default = None if setting.required else setting.default
+        decided = name in (*DECIDED, *CODE) or (name == "base_model" and not host.bases())
+        choices = host.bases() if name == "base_model" else list(OPTIMIZERS) if name == "optimizer" else list(setting.choices)
+        described.append({
+            "name": name, "kind": setting.kind, "optional": setting.optional, "required": setting.required, "default": default,
+            "minimum": setting.minimum, "maximum": setting.maximum, "above": setting.above, "below": setting.below, "multiple": setting.multiple,
+            "choices": choices, "unit": setting.unit, "form": setting.form, "words": setting.words, "allowed": setting.allowed(), "help": setting.help,
+            "decided": decided})
+    return described
