@@ -1,0 +1,56 @@
+"""The API in ComfyUI: one route of its aiohttp server."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ..api import Api, Request
+from .async_parts import handled, parts_of
+
+GONE = (ConnectionResetError, ConnectionError)
+
+
+def register(routes: web.RouteTableDef, api_of: Any) -> None:
+    """Answer everything below /hotlora; `api_of()` gives the Api, made when the first request comes."""
+
+    @routes.route("*", "/hotlora{rest:(/.*)?}")
+    async def hotlora(request: web.Request) -> web.StreamResponse:
+        return await answer(api_of(), request)
+
+
+async def answer(api: Api, request: web.Request) -> web.StreamResponse:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    body = await _read(request, api.body_limit(request.method, request.path))
+    query = dict(request.query)
+    response = await handled(api, Request(request.method, request.path, query, headers, body, request.remote or ""))
+    if isinstance(response.body, bytes):
+        return web.Response(status=response.status, headers=response.headers, body=response.body)
+    stream = web.StreamResponse(status=response.status, headers=response.headers)
+    if isinstance(response.body, Path):
+        stream.content_length = response.body.stat().st_size
+    await stream.prepare(request)
+    if request.method == "HEAD":
+        if hasattr(response.body, "close"):
+            response.body.close()
+        return stream
+    parts = parts_of(response.body)
+    try:
+        async for part in parts:
+            await stream.write(part)
+        await stream.write_eof()
+    except GONE:
+        pass
+    finally:
+        await parts.aclose()
+    return stream
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    """The body; of one that is too long only as much as shows it."""
+    body = bytearray()
+    async for block in request.content.iter_any():
+        if len(body) <= limit:
+            body += block[:limit + 1 - len(body)]
+    return bytes(body)

@@ -1,0 +1,35 @@
+"""What both asynchronous servers share: the API works in threads of its own, so that the host's loop and its thread pool stay free."""
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import AsyncIterator, Iterator
+
+from ..api import Api, Request, Response
+
+BLOCK = 1 << 20
+_pool = ThreadPoolExecutor(8, "hotlora-http")
+
+
+async def handled(api: Api, request: Request) -> Response:
+    return await asyncio.get_running_loop().run_in_executor(_pool, api.handle, request)
+
+
+async def parts_of(body: Path | Iterator[bytes]) -> AsyncIterator[bytes]:
+    """A file or a stream in parts, each awaited in a thread that is this body's alone."""
+    loop, pool = asyncio.get_running_loop(), ThreadPoolExecutor(1, "hotlora-stream")
+    parts = _blocks(body) if isinstance(body, Path) else body
+    try:
+        while (part := await loop.run_in_executor(pool, next, parts, None)) is not None:
+            yield part
+    finally:
+        if not isinstance(body, Path):
+            parts.close()
+        pool.shutdown(wait=False)
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
