@@ -30,10 +30,13 @@ class LoRAForward:
         lora = self.lora
         if lora.multiplier == 0:
             return self.base(x, *args, **kwargs)
-        if self.fusable and lora.dora_scale is None and not (lora.training and lora.dropout):
+        if self.fusable and lora.dora_scale is None and not (lora.training and lora.dropout) and self._weight_at_hand(x.device):
             return lora.fused(x, self.module)
         y = self.base(x, *args, **kwargs)
         return y + lora.delta(x, self.module).to(y.dtype)
+
+    def _weight_at_hand(self, device: torch.device) -> bool:
+        return self.before is None or self.before.has_weight_at_hand(device)
 
     def base(self, *args, **kwargs) -> torch.Tensor:
         if self.before is not None:

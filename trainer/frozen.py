@@ -140,6 +140,10 @@ class FrozenForward:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
+    def has_weight_at_hand(self, device: torch.device) -> bool:
+        """Whether `module.weight` is what the layer computes with on `device`. A host's layer may have it elsewhere, now and then."""
+        return True
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         module = self.module
         if is_linear(module):
@@ -173,20 +177,43 @@ def borrowed(module: nn.Module, forward_for: Callable[[nn.Module], Callable | No
     leaves it as it is.
     """
     assert not torch.is_inference_mode_enabled(), "borrow a module outside of inference mode"
+    with frozen_forwards(module, forward_for), plain_tensors(module):
+        yield module
+
+
+@contextmanager
+def frozen_forwards(module: nn.Module, forward_for: Callable[[nn.Module], Callable | None] = frozen_forward) -> Iterator[None]:
+    """The forwards and modes of `borrowed`, without its tensors."""
     undo = []
-    stand_ins: dict[int, torch.Tensor] = {}
     try:
         for part in module.modules():
             undo.append((setattr, part, "training", part.training))
-            _alias_tensors(part, stand_ins, undo)
             forward = None if "forward" in part.__dict__ else forward_for(part)
             if forward is not None:
                 undo.append((lambda part, name, _: part.__dict__.pop(name, None), part, "forward", None))
                 part.__dict__["forward"] = forward
-        yield module
+        yield
     finally:
-        for restore, owner, name, value in reversed(undo):
-            restore(owner, name, value)
+        _undo(undo)
+
+
+@contextmanager
+def plain_tensors(module: nn.Module, keep: Callable[[nn.Module], bool] = lambda part: False) -> Iterator[None]:
+    """The tensors of `borrowed`, without its forwards. Those of parts for which `keep` is true are left as they are."""
+    undo = []
+    stand_ins: dict[int, torch.Tensor] = {}
+    try:
+        for part in module.modules():
+            if not keep(part):
+                _alias_tensors(part, stand_ins, undo)
+        yield
+    finally:
+        _undo(undo)
+
+
+def _undo(steps: list) -> None:
+    for restore, owner, name, value in reversed(steps):
+        restore(owner, name, value)
 
 
 def _alias_tensors(part: nn.Module, stand_ins: dict[int, torch.Tensor], undo: list) -> None:

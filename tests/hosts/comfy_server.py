@@ -138,6 +138,28 @@ def write_vega(base: Path) -> None:
     save_file({name: x.half().contiguous() for name, x in weights.items() if not name.startswith(middle)}, str(path))
 
 
+def write_quantized(base: Path, form: str, name: str = "quantized.safetensors", smoothing: bool = False) -> str:
+    """The small SD1.5 with the attention layers of its denoiser in a form that ComfyUI calls "float8_e4m3fn" or "int8_tensorwise"."""
+    weights = checkpoint_weights(small_shapes())
+    largest, dtype = {"float8_e4m3fn": (448.0, torch.float8_e4m3fn), "int8_tensorwise": (127.0, torch.int8)}[form]
+    packed = {}
+    for key, x in weights.items():
+        if key.startswith("model.diffusion_model.") and "attn" in key and x.dim() == 2:
+            layer, scale = key.removesuffix(".weight"), x.abs().max().float() / largest
+            y = x.float() / scale
+            packed[key] = (y if dtype.is_floating_point else y.round()).to(dtype)
+            packed[f"{layer}.weight_scale"] = scale
+            packed[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+            if smoothing:
+                packed[f"{layer}.pre_quant_scale"] = torch.ones(x.shape[1])
+        else:
+            packed[key] = x.half()
+    path = base / "models" / "checkpoints" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: x.contiguous() for key, x in packed.items()}, str(path))
+    return name
+
+
 def error_of(entry: dict) -> str:
     """The message of the node that failed; empty when none did."""
     for kind, message in entry["status"]["messages"]:

@@ -1,8 +1,9 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted]
 
 `v` and `flow` put ComfyUI's own ModelSamplingDiscrete or ModelSamplingSD3 upstream, for a model that predicts v or a flow.
+`upstream` puts a LoRA and changed norms upstream. `streamed` and `evicted` are what a device with little memory does, see `scarce_memory`.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -23,21 +24,29 @@ def package() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
+OPTIONS = ("v", "flow", "upstream", "streamed", "evicted")
+
+
 def main() -> None:
     package()
     from hotlora.bench.comfy_host import enter, load
 
     checkpoint, arguments = Path(sys.argv[2]), sys.argv[3:]
-    enter(Path(sys.argv[1]), "--cpu", *(argument for argument in arguments if argument not in ("v", "flow")))
+    enter(Path(sys.argv[1]), "--cpu", *(argument for argument in arguments if argument not in OPTIONS))
     logging.disable(logging.WARNING)
     import torch
 
+    from hotlora.tests.hosts.scarce_memory import CALLS, evict_when_encoding, hand_out_in_one_buffer, load_partially
     from hotlora.trainer.adapter import Adapter
     from hotlora.trainer.config import TrainConfig
     from hotlora.trainer.hosts.comfy import ComfyBackend
     from hotlora.trainer.objective import Objective
 
     model, clip, vae = load(checkpoint)
+    bare, changes = model, {}
+    if "upstream" in arguments:
+        bare = load(checkpoint)[0]
+        model, changes = with_upstream(model)
     if "v" in arguments:
         from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
@@ -46,6 +55,10 @@ def main() -> None:
         from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
         model = ModelSamplingSD3().patch(model, 3.0)[0]
+    if "streamed" in arguments:
+        load_partially(64 << 20)
+        hand_out_in_one_buffer()
+    drawn = drawing(model, clip)
     backend = ComfyBackend(model, clip, vae)
     before = snapshot(backend.unet)
     adapter = Adapter.create(backend.components(), {"unet": None}, rank=4, alpha=2)
@@ -60,6 +73,8 @@ def main() -> None:
     t_B = torch.tensor([700, 120, 400, 950]) if backend.prediction.kind != "flow" else torch.tensor([0.7, 0.12, 0.4, 0.95])
     noise = [torch.randn(1, backend.latent_channels, h, w, generator=generator) for h, w in buckets]
     sizes = torch.tensor([[8 * h + 5.0, 8 * w + 9, 3, 4, 8 * h, 8 * w] for h, w in buckets])
+    if "evicted" in arguments:
+        evict_when_encoding(clip, backend.model)
 
     with backend.borrow(), adapter.attached(backend.components()):
         z = [backend.encode_image(x) for x in pixels]
@@ -72,12 +87,49 @@ def main() -> None:
         loss_B.sum().backward()
     ours = {key: (layer.down.grad.clone(), layer.up.grad.clone()) for key, layer in adapter.layers.items()}
     restored = snapshot(backend.unet)
-    same = before.keys() == restored.keys() and all(before[key] == restored[key] for key in before)
+    same = "evicted" in arguments or before.keys() == restored.keys() and all(before[key] == restored[key] for key in before)
+    redrawn = torch.equal(drawn, drawing(model, clip))
 
-    reference_B, theirs = reference(model, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend)
+    reference_B, theirs = reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend)
     error = max(((a - b).norm() / b.norm()).item() for key in ours for a, b in zip(ours[key], theirs[key]))
-    print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "gradient_error": error,
-                      "layers": len(ours), "loss_error": ((loss_B.detach() - reference_B).abs() / reference_B).max().item()}))
+    print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "redrawn": redrawn,
+                      "gradient_error": error, "layers": len(ours), "loss_error": ((loss_B.detach() - reference_B).abs() / reference_B).max().item(),
+                      "calls": CALLS}))
+
+
+def drawing(model, clip):
+    """Latents that the host's own sampler makes."""
+    import comfy.sample
+    import torch
+
+    with torch.inference_mode():
+        cond = clip.encode_from_tokens_scheduled(clip.tokenize("a photo of sks"), show_pbar=False)
+        empty = torch.zeros(1, 4, 8, 8)
+        return comfy.sample.sample(model, comfy.sample.prepare_noise(empty, 3), 2, 4.0, "euler", "normal", cond, cond, empty, disable_pbar=True, seed=3)
+
+
+def with_upstream(model):
+    """The model with a LoRA on linear and convolution layers and with changed norms, as the stock loader puts them on, and what that adds to each weight."""
+    import comfy.sd
+    import torch
+
+    generator = torch.Generator().manual_seed(7)
+    tensors, changes, strength = {}, {}, 0.7
+    for path, layer in model.model.diffusion_model.named_modules():
+        if getattr(layer, "weight", None) is None or list(layer.children()):
+            continue
+        shape = tuple(layer.weight.shape)
+        if len(shape) == 1:
+            tensors[f"diffusion_model.{path}.diff"] = 0.1 * torch.randn(shape, generator=generator)
+            changes[f"{path}.weight"] = strength * tensors[f"diffusion_model.{path}.diff"]
+        elif len(shape) == 2 and ("attn" in path or "emb_layers" in path) or len(shape) == 4 and "in_layers" in path:
+            down = torch.randn(2, *shape[1:], generator=generator) / shape[1] ** 0.5
+            up = 0.1 * torch.randn(shape[0], 2, *[1] * (len(shape) - 2), generator=generator)
+            tensors[f"diffusion_model.{path}.lora_down.weight"], tensors[f"diffusion_model.{path}.lora_up.weight"] = down, up
+            changes[f"{path}.weight"] = strength * (up.flatten(1) @ down.flatten(1)).view(shape)
+    assert len(changes) > 20
+    with torch.inference_mode():
+        return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0], changes
 
 
 def snapshot(unet) -> dict:
@@ -88,17 +140,19 @@ def snapshot(unet) -> dict:
     return found
 
 
-def reference(model, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend):
-    """Losses and gradients, one picture at a time, on a plain fp32 copy of the denoiser."""
+def reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend):
+    """Losses and gradients, one picture at a time, on a plain fp32 copy of the denoiser of `bare` plus `changes`."""
     import copy
 
     import comfy.model_management
     import torch
 
     with torch.inference_mode(False):
-        base = copy.copy(model.model)
-        object.__setattr__(base, "_modules", dict(model.model._modules))
-        unet = copy.deepcopy(plain(model.model.diffusion_model))
+        base = copy.copy(bare.model)
+        object.__setattr__(base, "_modules", dict(bare.model._modules))
+        unet = copy.deepcopy(plain(bare.model.diffusion_model))
+        for name, change in changes.items():
+            unet.get_parameter(name).data += change
         base._modules["diffusion_model"] = unet
         base.manual_cast_dtype = None
         unet.dtype = torch.float32
@@ -140,9 +194,14 @@ def plain(unet):
     for part in unet.modules():
         for name, x in list(part._parameters.items()):
             if x is not None:
+                x = x.dequantize() if hasattr(x, "dequantize") and type(x) is not nn.Parameter else x
                 part._parameters[name] = nn.Parameter(torch.tensor(x.float().tolist()) if x.numel() < 8 else torch.from_numpy(x.float().numpy().copy()), requires_grad=False)
         if hasattr(part, "comfy_cast_weights"):
             part.comfy_cast_weights = False
+            part.weight_function, part.bias_function = [], []
+            part.__dict__.pop("prev_comfy_cast_weights", None)
+        if hasattr(part, "_full_precision_mm"):
+            part._full_precision_mm = True
     return unet
 
 

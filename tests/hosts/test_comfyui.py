@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.places import host
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_model, write_vega
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_model, write_quantized, write_vega
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
@@ -238,17 +238,34 @@ def test_gradients_of_sdxl_with_sizes_and_crops(tmp_path, root):
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
 
 
-def inside(root: Path, base: Path, arguments: list[str]) -> dict:
+def inside(root: Path, base: Path, arguments: list[str], checkpoint: str = "random.safetensors") -> dict:
     folder, python = host("COMFYUI")
-    done = subprocess.run([str(python), str(root / "tests" / "hosts" / "inside_comfy.py"), str(folder), str(base / "models/checkpoints/random.safetensors"),
+    done = subprocess.run([str(python), str(root / "tests" / "hosts" / "inside_comfy.py"), str(folder), str(base / "models/checkpoints" / checkpoint),
                            *arguments], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("arguments", [[], ["v"], ["flow"], ["--fp8_e4m3fn-unet"], ["--bf16-unet"], ["--fp16-unet"]], ids=["eps", "v", "flow", "fp8", "bf16", "fp16"])
+@pytest.mark.parametrize("arguments", [
+    [], ["v"], ["flow"], ["--fp8_e4m3fn-unet"], ["--bf16-unet"], ["--fp16-unet"], ["upstream"], ["streamed"], ["upstream", "streamed"],
+    ["upstream", "evicted"], ["upstream", "streamed", "--fp16-unet"]], ids=" ".join)
 def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments):
     found = inside(root, base, arguments)
     assert found["restored"] and found["layers"] > 20
+    assert found["redrawn"]
+    assert ("streamed" in arguments) == (found["calls"]["streamed"] > 100) and ("evicted" in arguments) == (found["calls"]["evicted"] > 1)
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
     assert found["kind"] == next((kind for kind in ("v", "flow") if kind in arguments), "eps")
+
+
+@pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise"])
+def test_gradients_through_quantized_layers_equal_plain_autograd(base, root, form):
+    found = inside(root, base, [], write_quantized(base, form, f"{form}.safetensors"))
+    assert found["restored"] and found["redrawn"] and found["layers"] > 20
+    assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
+
+
+def test_a_quantized_model_that_cannot_be_trained_is_turned_down_in_one_sentence(comfy, base):
+    name = write_quantized(base, "float8_e4m3fn", "smoothed.safetensors", smoothing=True)
+    entry = comfy.run({**graphs.loader(name), **graphs.training("me", name="smoothed")})
+    assert ended(entry) == "error" and "pre_quant_scale" in error_of(entry) and len(error_of(entry).splitlines()) == 1

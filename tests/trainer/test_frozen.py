@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from hotlora.trainer import frozen
-from hotlora.trainer.frozen import FrozenForward, alias, borrowed, frozen_conv2d, frozen_linear
+from hotlora.trainer.adapter import Adapter
+from hotlora.trainer.frozen import FrozenForward, alias, borrowed, frozen_conv2d, frozen_forwards, frozen_linear, plain_tensors
 
 CONVS = [dict(stride=1, padding=1), dict(stride=2, padding=1), dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
          dict(padding=1, groups=2)]
@@ -185,6 +186,31 @@ def test_a_layer_that_computes_something_else_is_left_alone():
         assert torch.equal(layer(x), y)
         assert not layer.weight.requires_grad
     assert layer.weight.requires_grad
+
+
+def test_tensors_can_be_given_back_for_a_while_and_some_parts_keep_theirs():
+    net = make_net(True)
+    own = dict(net.named_parameters())
+    kept = {id(x) for x in net.head.parameters()}
+    with frozen_forwards(net):
+        for _ in range(2):
+            with plain_tensors(net, lambda part: part is net.head):
+                assert [name for name, x in net.named_parameters() if x.is_inference()] == [name for name, x in own.items() if id(x) in kept]
+            assert all(x is own[name] for name, x in net.named_parameters())
+
+
+def test_a_lora_asks_the_layer_below_whether_its_weight_is_at_hand():
+    class Elsewhere(FrozenForward):
+        def has_weight_at_hand(self, device):
+            return False
+
+        def __call__(self, x):
+            return torch.full((*x.shape[:-1], self.module.out_features), 7.0)
+
+    layer = nn.Linear(3, 4)
+    adapter = Adapter.create({"unet": nn.ModuleDict({"to_q": layer})}, {"unet": ["to_q"]}, rank=2, alpha=2)
+    with borrowed(layer, Elsewhere), adapter.attached({"unet": nn.ModuleDict({"to_q": layer})}):
+        assert torch.equal(layer(torch.ones(2, 3)), torch.full((2, 4), 7.0))
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -16,10 +16,10 @@ from comfy.ldm.modules.attention import attention_pytorch
 from PIL import Image
 from torch import nn
 
-from .comfy_layers import comfy_forward
+from .comfy_layers import check_trainable, comfy_forward, keeps_its_tensors
 from ..backend import SampleRequest
 from ..checkpointing import set_checkpointing
-from ..frozen import borrowed
+from ..frozen import frozen_forwards, plain_tensors
 from ..lora_keys import diffusers_path, layout_of
 from ..objective import Prediction
 from ..pixels import to_picture
@@ -47,6 +47,7 @@ class ComfyBackend:
             raise ValueError("the CLIP is missing; connect the CLIP of the checkpoint, or a CLIP loader")
         self.model, self.clip, self.vae, self.name = model.clone(), clip, vae, name
         self.device: torch.device = self.model.load_device
+        check_trainable(self.unet)
         self._use_trainable_precision()
         config = type(self.model.model.model_config).__name__
         self.family, self.resolution = FAMILIES.get(config, (config.lower(), 1024))
@@ -87,6 +88,7 @@ class ComfyBackend:
         return _fingerprint(self.clip.cond_stage_model, self.clip.layer_idx, patches, self.clip.tokenizer_options)
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
+        self._lend()
         with torch.inference_mode():
             z_BCHW = self.vae.encode(((x_B3HW + 1) / 2).movedim(1, -1).cpu())
             z_BCHW = self.model.model.process_latent_in(z_BCHW.float())
@@ -94,6 +96,7 @@ class ComfyBackend:
 
     def encode_text(self, captions: list[str], grad: bool = False) -> dict[str, torch.Tensor]:
         assert not grad, "the text encoder is not trained inside ComfyUI"
+        self._lend()
         rows = []
         with torch.inference_mode():
             for caption in captions:
@@ -118,6 +121,7 @@ class ComfyBackend:
     def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor],
                 size_B6: torch.Tensor) -> torch.Tensor:
         """The denoiser alone, as `BaseModel._apply_model` calls it: what it is given and gives is not scaled by sigma here."""
+        self._take()
         base, options = self.model.model, self._options
         dtype = base.get_dtype_inference()
         x_BCHW, t_B = z_t_BCHW.to(self.device, dtype), t_B.to(self.device).float()
@@ -146,16 +150,16 @@ class ComfyBackend:
     @contextmanager
     def borrow(self) -> Iterator[None]:
         with torch.inference_mode(False), ExitStack() as stack:
-            self._load()
             _set(stack, mm, "in_training", True)
             # every layer of ComfyUI looks for the cancel button and raises in the middle of a step; a session stops after it
             _set(stack, comfy.ops, "run_every_op", _do_nothing)
-            stack.enter_context(borrowed(self.unet, comfy_forward))
+            stack.enter_context(frozen_forwards(self.unet, comfy_forward))
             self.unet.eval()
             options = self.model.model_options.get("transformer_options", {})
             self._options = {**options, "cond_or_uncond": [0], "optimized_attention_override": _attention}
             stack.callback(self._apply_checkpointing, False)
             self._apply_checkpointing(self._checkpointing)
+            stack.callback(self._lend)
             self._borrowed = True
             try:
                 yield
@@ -164,8 +168,22 @@ class ComfyBackend:
 
     _borrowed = False
 
-    def _load(self) -> None:
-        mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES)
+    def _take(self) -> None:
+        """Have the denoiser loaded by the host, and put stand-ins that autograd can use in place of its tensors."""
+        assert self._borrowed, "predict outside of borrow()"
+        if self._tensors is None:
+            mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES)
+            check_trainable(self.unet, self.device)
+            self._tensors = ExitStack()
+            self._tensors.enter_context(plain_tensors(self.unet, keeps_its_tensors))
+
+    def _lend(self) -> None:
+        """Put the host's own tensors back: whatever it does itself may load, move and patch models, the denoiser too."""
+        if self._tensors is not None:
+            self._tensors.close()
+            self._tensors = None
+
+    _tensors: ExitStack | None = None
 
     def set_checkpointing(self, on: bool) -> None:
         self._checkpointing = on
@@ -192,6 +210,7 @@ class ComfyBackend:
         shape = (1, self.latent_channels, height // factor, width // factor)
         guidance = self.default_guidance if request.guidance is None else request.guidance
         pictures = []
+        self._lend()
         with torch.inference_mode():
             negative = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(request.negative), show_pbar=False)
             for i, prompt in enumerate(request.prompts):
@@ -201,9 +220,11 @@ class ComfyBackend:
                 z_BCHW = comfy.sample.sample(self.model, noise, request.steps, guidance, "euler", "normal", positive, negative, empty,
                                              disable_pbar=True, seed=request.seed_of(i))
                 pictures += [to_picture(x_3HW) for x_3HW in self.vae.decode(z_BCHW).movedim(-1, 1) * 2 - 1]
-        if self._borrowed:
-            self._load()
         return pictures
+
+    def wanted(self) -> bool:
+        """A node keeps the queue waiting until its run ends, so nobody else comes meanwhile."""
+        return False
 
     def interrupted(self) -> bool:
         return mm.processing_interrupted()
