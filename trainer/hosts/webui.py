@@ -1,0 +1,241 @@
+"""The backend inside stable-diffusion-webui: borrows the checkpoint that is loaded. Nothing is read from disk or copied."""
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from typing import Any, Iterator
+
+import ldm.modules.distributions.distributions
+import sgm.modules.distributions.distributions
+import torch
+from modules import devices, lowvram, prompt_parser, sd_hijack, sd_models, shared
+from PIL import Image
+from torch import nn
+
+from .fingerprint import fingerprint
+from .webui_drawing import draw
+from .webui_state import (attention_with_backward, no_checkpointing, own_unet, pin_unet, plain_captions, queue, webui_forward,
+                          whole_attention, without_loras)
+from ..backend import BaseChanged, SampleRequest
+from ..checkpointing import set_checkpointing
+from ..frozen import frozen_forwards, plain_tensors
+from ..lora_keys import diffusers_path, layout_of
+from ..objective import Prediction
+
+POSTERIORS = (ldm.modules.distributions.distributions.DiagonalGaussianDistribution,
+              sgm.modules.distributions.distributions.DiagonalGaussianDistribution)
+SIZES = {"original_size_as_tuple": (0, 1), "crop_coords_top_left": (2, 3), "target_size_as_tuple": (4, 5)}
+"""Inputs of SDXL's conditioner, and where they are in (original height, width, crop top, left, target height, width)."""
+
+
+class WebuiBackend:
+    """The checkpoint that the webui holds when this is made; see `trainer.backend.Backend` for what each member means.
+
+    The model object is looked up anew each time: the webui may have loaded the same file again. Raises ValueError when there is
+    no checkpoint, or one that cannot be trained. `prediction` is "auto", "eps" or "v".
+    """
+
+    size_step = 64
+
+    def __init__(self, prediction: str = "auto") -> None:
+        with queue.held():
+            model = shared.sd_model
+        self.family = family_of(model)
+        info = model.sd_checkpoint_info
+        self.name, self._file = info.name_for_extra, (info.filename, info.sha256)
+        self.device: torch.device = torch.device(devices.device)
+        self.dtype: torch.dtype = next(model.model.diffusion_model.parameters()).dtype
+        kind = model.parameterization if prediction == "auto" else prediction
+        table = getattr(model, "alphas_cumprod_original", model.alphas_cumprod)
+        self.prediction = Prediction(kind, table.detach().float().cpu().clone())
+        self.resolution = {"sd15": 512, "sd2": 768 if kind == "v" else 512, "sdxl": 1024}[self.family]
+        self.latent_channels: int = model.model.diffusion_model.out_channels
+        self.default_guidance = 7.0
+        self.base_hash: str = info.sha256 or fingerprint(model.model.diffusion_model)
+        self._layout = layout_of(path for path, _ in model.model.diffusion_model.named_modules())
+        self._checkpointing = self._offloading = self._borrowed = False
+
+    @property
+    def model(self) -> Any:
+        return sd_models.model_data.sd_model
+
+    @property
+    def unet(self) -> nn.Module:
+        return self.model.model.diffusion_model
+
+    @property
+    def encoder_id(self) -> str:
+        return fingerprint(self.model.first_stage_model, float(self.model.scale_factor))
+
+    @property
+    def text_id(self) -> str:
+        """With all that the host lets change what a text becomes: CLIP skip and the user's own embeddings."""
+        embeddings = sorted((name, str(embedding.shorthash)) for name, embedding in sd_hijack.model_hijack.embedding_db.word_embeddings.items())
+        return fingerprint(self.model.cond_stage_model, shared.opts.CLIP_stop_at_last_layers, embeddings)
+
+    def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
+        model = self.model
+        with torch.no_grad(), ExitStack() as stack:
+            for posterior in POSTERIORS:
+                stack.callback(setattr, posterior, "sample", posterior.sample)
+                posterior.sample = posterior.mode
+            self._bring_back(model.first_stage_model)
+            model.first_stage_model.to(devices.dtype_vae)
+            z_BCHW = _encode(model, x_B3HW.to(self.device, devices.dtype_vae))
+            if not torch.isfinite(z_BCHW).all() and devices.dtype_vae != torch.float32:
+                stack.callback(model.first_stage_model.to, devices.dtype_vae)
+                z_BCHW = _encode(model.first_stage_model.to(torch.float32) and model, x_B3HW.to(self.device, torch.float32))
+        return z_BCHW.float()
+
+    def encode_text(self, captions: list[str], grad: bool = False) -> dict[str, torch.Tensor]:
+        assert not grad, "the text encoder is not trained inside the webui"
+        model = self.model
+        with torch.no_grad(), devices.autocast(), plain_captions():
+            self._bring_back(model.cond_stage_model)
+            rows = [model.get_learned_conditioning(prompt_parser.SdConditioning([caption])) for caption in captions]
+            rows = [row if isinstance(row, dict) else {"crossattn": row} for row in rows]
+            empty = None
+            if len({row["crossattn"].shape[1] for row in rows}) > 1:
+                empty = model.get_learned_conditioning(prompt_parser.SdConditioning([""]))
+                empty = empty["crossattn"] if isinstance(empty, dict) else empty
+        hidden = _same_length([row["crossattn"] for row in rows], empty)
+        cond = {"hidden_BLD": torch.cat(hidden).float()}
+        if "vector" in rows[0]:
+            width = rows[0]["vector"].shape[1] - sum(2 * embedder.outdim for embedder in _size_embedders(model))
+            cond["pooled_BD"] = torch.cat([row["vector"][:, :width] for row in rows]).float()
+        return cond
+
+    def token_count(self, caption: str) -> tuple[int, int]:
+        """The webui encodes captions of any length in pieces, so what fits is all of it."""
+        with plain_captions():
+            count = sd_hijack.model_hijack.get_prompt_lengths(caption)[0] + 2
+        return count, count
+
+    def components(self) -> dict[str, nn.Module]:
+        return {"unet": self.unet}
+
+    def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor], size_B6: torch.Tensor) -> torch.Tensor:
+        assert self._borrowed, "predict outside of borrow()"
+        pin_unet(self.model, self.device)
+        more = {}
+        if "pooled_BD" in cond:
+            sizes = [embedder(size_B6[:, list(SIZES[embedder.input_key])].to(self.device).float()) for embedder in _size_embedders(self.model)]
+            more["y"] = torch.cat([cond["pooled_BD"].to(self.device), *(size.float() for size in sizes)], 1)
+        return self.unet(z_t_BCHW.to(self.device).float(), t_B.to(self.device), context=cond["hidden_BLD"].to(self.device), **more).float()
+
+    @contextmanager
+    def borrow(self) -> Iterator[None]:
+        with queue.held(), ExitStack() as stack:
+            self._check_base()
+            model, unet = self.model, self.unet
+            for prepared in (own_unet(), without_loras(model), whole_attention(model), attention_with_backward(), no_checkpointing(unet),
+                             plain_tensors(unet), frozen_forwards(unet, webui_forward)):
+                stack.enter_context(prepared)
+            unet.eval()
+            stack.callback(set_checkpointing, unet, False)
+            if self._checkpointing:
+                set_checkpointing(unet, True)
+            stack.callback(self._bring_back, model.first_stage_model, model.cond_stage_model)
+            self._borrowed = True
+            try:
+                self._send_away()
+                yield
+            finally:
+                self._borrowed = False
+
+    def _check_base(self) -> None:
+        model = self.model
+        if model is None:
+            raise BaseChanged(f"the webui holds no checkpoint any more, and this run trains on {self.name}; choose it again, then resume")
+        info = model.sd_checkpoint_info
+        if (info.filename, info.sha256) != self._file:
+            raise BaseChanged(f"the webui has loaded {info.name_for_extra}, and this run trains on {self.name}; choose that one again, then resume")
+        if self.device.type != "cpu" and not lowvram.is_enabled(model) and next(self.unet.parameters()).device.type == "cpu":
+            raise BaseChanged(f"the checkpoint {self.name} was unloaded from the GPU; load it again in Settings, Actions, then resume")
+
+    def set_checkpointing(self, on: bool) -> None:
+        self._checkpointing = on
+        if self._borrowed:
+            set_checkpointing(self.unet, on)
+
+    def lora_key(self, component: str, path: str) -> str:
+        """As kohya's sd-scripts names them: SD 1.x and 2.x in diffusers' spelling, SDXL in the model's own."""
+        if self.family != "sdxl":
+            path = diffusers_path(path, self._layout)
+        return f"lora_{component}_{path.replace('.', '_')}"
+
+    def sample(self, request: SampleRequest) -> list[Image.Image]:
+        """Draw with the host's own sampler (Euler) and whatever adapter is attached; prompts are what one types in txt2img, without tags."""
+        assert self._borrowed, "sample outside of borrow()"
+        self._bring_back(self.model.first_stage_model, self.model.cond_stage_model)
+        guidance = self.default_guidance if request.guidance is None else request.guidance
+        width, height = request.width or self.resolution, request.height or self.resolution
+        pictures = [draw(self.model, prompt, request.negative, request.seed_of(i), request.steps, guidance, width, height, self.latent_channels,
+                         self.prediction.kind) for i, prompt in enumerate(request.prompts)]
+        self._send_away()
+        return pictures
+
+    def interrupted(self) -> bool:
+        """The webui's Interrupt button is about the picture being drawn; a run is stopped on HotLoRA's own page."""
+        return False
+
+    def wanted(self) -> bool:
+        return queue.wanted()
+
+    def offload_encoders(self) -> None:
+        """With --medvram the host does so by itself; else they are moved away while the model is borrowed."""
+        self._offloading = self.device.type != "cpu"
+        if self._borrowed:
+            self._send_away()
+
+    def _send_away(self) -> None:
+        model = self.model
+        if self._offloading and not lowvram.is_enabled(model):
+            for module in (model.first_stage_model, model.cond_stage_model):
+                module.to(devices.cpu)
+            self.free_memory()
+
+    def _bring_back(self, *modules: nn.Module) -> None:
+        if self._offloading and not lowvram.is_enabled(self.model):
+            for module in modules:
+                module.to(self.device)
+
+    def free_memory(self) -> None:
+        devices.torch_gc()
+
+
+def family_of(model: Any) -> str:
+    """"sd15", "sd2" or "sdxl". ValueError for no model, and for one that cannot be trained."""
+    if model is None:
+        raise ValueError("no checkpoint is loaded; choose one at the top left of the webui")
+    if shared.cmd_opts.lowvram:
+        raise ValueError("--lowvram moves the model to the GPU piece by piece, and training needs it as a whole; start the webui with --medvram instead")
+    name = model.sd_checkpoint_info.name_for_extra
+    if getattr(model, "is_sd3", False):
+        raise ValueError(f"{name} is a Stable Diffusion 3 model, which cannot be trained in the webui; use one of SD 1.x, 2.x or XL")
+    unet = model.model.diffusion_model
+    if unet.in_channels != 4 or unet.out_channels != 4 or model.model.conditioning_key not in ("crossattn", None):
+        raise ValueError(f"{name} is made for inpainting, depth or editing, and its denoiser takes more than a picture; use the base that it was made from")
+    if not model.is_sdxl:
+        return "sd2" if model.is_sd2 else "sd15"
+    keys = [getattr(embedder, "input_key", None) for embedder in model.conditioner.embedders]
+    if "aesthetic_score" in keys:
+        raise ValueError(f"{name} is an SDXL refiner; train on the SDXL base")
+    if [key for key in keys if key != "txt"] != list(SIZES):
+        raise ValueError(f"{name} has a text conditioner that is not SDXL's; use an SDXL base")
+    return "sdxl"
+
+
+def _encode(model: Any, x_B3HW: torch.Tensor) -> torch.Tensor:
+    with devices.without_autocast():
+        return torch.cat([model.get_first_stage_encoding(model.encode_first_stage(x_3HW[None])) for x_3HW in x_B3HW])
+
+
+def _size_embedders(model: Any) -> list[nn.Module]:
+    return [embedder for embedder in model.conditioner.embedders if getattr(embedder, "input_key", None) in SIZES]
+
+
+def _same_length(rows: list[torch.Tensor], empty: torch.Tensor | None) -> list[torch.Tensor]:
+    """Longer texts come in more pieces; shorter ones get empty pieces, as the host does it."""
+    length = max(row.shape[1] for row in rows)
+    return [row if row.shape[1] == length else torch.cat([row, *[empty] * ((length - row.shape[1]) // empty.shape[1])], 1) for row in rows]

@@ -1,0 +1,67 @@
+"""stable-diffusion-webui as the jobs and the API see it."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, TypeVar
+
+from modules import sd_models, shared
+from modules.paths_internal import data_path
+
+from . import webui_loras
+from .webui import WebuiBackend, family_of
+from ..backend import Backend
+from ..config import TrainConfig
+
+T = TypeVar("T")
+
+
+class WebuiHost:
+    """See `trainer.host.Host`. Runs train on whatever checkpoint is loaded when they begin."""
+
+    name = "webui"
+
+    def __init__(self) -> None:
+        self.home = Path(data_path).resolve() / "hotlora"
+
+    @property
+    def gallery_roots(self) -> list[Path] | None:
+        """Any folder for who sits at this machine; those of the settings where others on the network reach the webui."""
+        if not shared.cmd_opts.webui_is_non_local:
+            return None
+        return [Path(line.strip()) for line in getattr(shared.opts, "hotlora_gallery_roots", "").splitlines() if line.strip()]
+
+    def lora_folders(self) -> list[Path]:
+        folders = [shared.cmd_opts.lora_dir, getattr(shared.cmd_opts, "lyco_dir_backcompat", None)]
+        return [Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+    def base(self) -> dict | None:
+        model = sd_models.model_data.sd_model
+        if model is None:
+            return None
+        try:
+            family = family_of(model)
+        except ValueError:
+            family = "unknown"
+        return {"name": model.sd_checkpoint_info.name_for_extra, "family": family}
+
+    def bases(self) -> list[str]:
+        return []
+
+    def can_train(self) -> str:
+        model = sd_models.model_data.sd_model
+        if model is None and not sd_models.model_data.was_loaded_at_least_once and sd_models.checkpoints_list:
+            return ""  # it is being loaded, or is as soon as it is needed
+        try:
+            family_of(model)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def with_backend(self, config: TrainConfig, work: Callable[[Backend], T]) -> T:
+        return work(WebuiBackend(getattr(shared.opts, "hotlora_prediction", "auto")))
+
+    def lora_written(self, name: str, path: Path) -> None:
+        webui_loras.add(name, path)
+
+    def lora_removed(self, name: str) -> None:
+        webui_loras.remove(name)

@@ -1,0 +1,228 @@
+"""What stable-diffusion-webui has set up for drawing, prepared for training and put back exactly: each a context manager.
+
+All of it is entered with the host's queue held, so that no picture is drawn meanwhile.
+"""
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from typing import Any, Iterator
+
+import ldm.modules.attention
+import sgm.modules.attention
+import torch
+import torch.nn.functional as F
+from modules import call_queue, lowvram, sd_hijack_optimizations, sd_models, sd_unet, shared
+from torch import nn
+
+from ..frozen import frozen_forward
+
+SLICE_SECONDS, SLICE_STEPS = 5.0, 2
+"""Where the host's lock does not tell who waits for it, it is given up this often."""
+HANDOVER_SECONDS = 1.0
+
+
+class HostQueue:
+    """The lock that the host holds while it draws: first come, first served. The thread that holds it may take it again."""
+
+    def __init__(self) -> None:
+        self._owner: int | None = None
+        self._asked, self._since = 0, 0.0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        if self._owner == threading.get_ident():
+            yield
+            return
+        call_queue.queue_lock.acquire()
+        self._owner, self._asked, self._since = threading.get_ident(), 0, time.monotonic()
+        try:
+            yield
+        finally:
+            waiting = self._waiting()
+            self._owner = None
+            call_queue.queue_lock.release()
+            self._hand_over(waiting)
+
+    def wanted(self) -> bool:
+        """Whether somebody waits. Now and then also when that cannot be known."""
+        self._asked += 1
+        waiting = self._waiting()
+        if waiting is None:
+            return self._asked >= SLICE_STEPS or time.monotonic() - self._since > SLICE_SECONDS
+        # whoever was called up, but found the lock taken again by another, is in no list
+        return waiting > 0 or time.monotonic() - self._since > SLICE_SECONDS
+
+    def _waiting(self) -> int | None:
+        pending = getattr(call_queue.queue_lock, "_pending_threads", None)
+        return None if pending is None else len(pending)
+
+    def _hand_over(self, waiting: int | None) -> None:
+        """Wait until the one whose turn it is has taken the lock: `acquire` would overtake it while it wakes up."""
+        lock = getattr(call_queue.queue_lock, "_lock", call_queue.queue_lock)
+        if not hasattr(lock, "locked"):
+            time.sleep(0.02)
+            return
+        until = time.monotonic() + (HANDOVER_SECONDS if waiting else 0.02 if waiting is None else 0.002)
+        while time.monotonic() < until and not lock.locked():
+            time.sleep(0.001)
+
+
+queue = HostQueue()
+
+
+def lora_extension() -> Any | None:
+    """The module of the host's own Lora extension; None where it is switched off or another module has its name."""
+    module = sys.modules.get("networks")
+    needed = ("loaded_networks", "network_apply_weights", "available_networks", "networks_in_memory")
+    return module if all(hasattr(module, name) for name in needed) else None
+
+
+def bake_out(model: Any) -> None:
+    """Have the Lora extension put the bare weights back wherever something else is baked in; nothing may be in `loaded_networks`."""
+    networks = lora_extension()
+    with torch.no_grad():
+        for module in getattr(model, "network_layer_mapping", {}).values():
+            if getattr(module, "network_current_names", ()) != ():
+                networks.network_apply_weights(module)
+
+
+_set_aside: list = []
+"""Networks of the last prompt, while they are out of the weights."""
+
+
+@contextmanager
+def without_loras(model: Any) -> Iterator[None]:
+    """The weights as in the checkpoint. What the last prompt had in them comes back, as the host does it, when a layer is next used."""
+    networks = lora_extension()
+    if networks is None:
+        yield
+        return
+    _set_aside[:] = networks.loaded_networks
+    networks.loaded_networks.clear()
+    try:
+        bake_out(model)
+        yield
+    finally:
+        networks.loaded_networks[:] = _set_aside
+        _set_aside.clear()
+
+
+def forget_network(filename: str) -> None:
+    """Drop what was loaded from a LoRA file, from the weights too."""
+    networks = lora_extension()
+    stale = [name for name, network in networks.networks_in_memory.items() if network.network_on_disk.filename == filename]
+    for name in stale:
+        networks.networks_in_memory.pop(name, None)
+    for loaded in (networks.loaded_networks, _set_aside):
+        kept = [network for network in loaded if network.network_on_disk.filename != filename]
+        if len(kept) < len(loaded):
+            loaded[:] = kept
+    model = sd_models.model_data.sd_model
+    if model is not None:
+        others = list(networks.loaded_networks)
+        networks.loaded_networks.clear()
+        try:
+            bake_out(model)
+        finally:
+            networks.loaded_networks[:] = others
+
+
+@contextmanager
+def attention_with_backward() -> Iterator[None]:
+    """torch's own attention in place of the user's choice: others have a slow backward or none. Hypernetworks stay out."""
+    classes = (ldm.modules.attention.CrossAttention, sgm.modules.attention.CrossAttention)
+    with ExitStack() as stack:
+        for kind in classes:
+            _set(stack, kind, "forward", sd_hijack_optimizations.scaled_dot_product_attention_forward)
+        _set(stack, shared, "loaded_hypernetworks", [])
+        yield
+
+
+@contextmanager
+def whole_attention(model: Any) -> Iterator[None]:
+    """Without what draws faster by leaving out or cutting up: token merging and hypertile."""
+    ratio = getattr(model, "applied_token_merged_ratio", 0)
+    with ExitStack() as stack:
+        if ratio:
+            stack.callback(sd_models.apply_token_merging, model, ratio)
+            sd_models.apply_token_merging(model, 0)
+        for part in model.model.modules():
+            tiling = part.__dict__.get("__webui_hypertile_params")
+            if tiling is not None:
+                _set(stack, tiling, "enabled", False)
+        yield
+
+
+@contextmanager
+def own_unet() -> Iterator[None]:
+    """The checkpoint's denoiser and not a compiled one that the user has chosen in its place."""
+    option = sd_unet.current_unet_option
+    if option is None:
+        yield
+        return
+    sd_unet.apply_unet("None")
+    try:
+        yield
+    finally:
+        sd_unet.apply_unet(option.label)
+
+
+@contextmanager
+def no_checkpointing(unet: nn.Module) -> Iterator[None]:
+    """The original code's own switches off: what they do is re-entrant, and adapters over frozen inputs would get no gradient."""
+    with ExitStack() as stack:
+        for part in unet.modules():
+            for name in ("checkpoint", "use_checkpoint"):
+                if part.__dict__.get(name) is True:
+                    _set(stack, part, name, False)
+        yield
+
+
+@contextmanager
+def plain_captions() -> Iterator[None]:
+    """Captions are texts: parentheses are parentheses, and no word is a command."""
+    with ExitStack() as stack:
+        for name, value in (("emphasis", "None"), ("enable_emphasis", False)):
+            if name in getattr(shared.opts, "data_labels", {}):
+                had, before = name in shared.opts.data, shared.opts.data.get(name)
+                stack.callback(shared.opts.data.__setitem__ if had else lambda key, _: shared.opts.data.pop(key, None), name, before)
+                shared.opts.data[name] = value
+        yield
+
+
+def pin_unet(model: Any, device: torch.device) -> None:
+    """With --medvram, have the host move the denoiser in and the others out, as it does before it draws."""
+    if lowvram.is_enabled(model) and next(model.model.parameters()).device != device:
+        for hook in list(model.model._forward_pre_hooks.values()):
+            hook(model.model, None)
+
+
+class HalfNorm:
+    """Forward of a norm whose weights are in half precision: computed in float32, given back in the dtype of its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        module = self.module
+        weight, bias = (None if p is None else p.float() for p in (module.weight, module.bias))
+        if isinstance(module, nn.GroupNorm):
+            return F.group_norm(x.float(), module.num_groups, weight, bias, module.eps).to(x.dtype)
+        return F.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps).to(x.dtype)
+
+
+def webui_forward(module: nn.Module):
+    """What is put over a layer while it is trained; None for one that is left as it is."""
+    if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None and module.weight.dtype != torch.float32:
+        return HalfNorm(module)
+    return frozen_forward(module)
+
+
+def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of the host until the stack closes; one that this version does not have is left alone."""
+    if hasattr(owner, name):
+        stack.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
