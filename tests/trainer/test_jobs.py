@@ -1,0 +1,336 @@
+"""Jobs: the queue, its commands, and what is left of them when the process is killed."""
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from hotlora.tests.trainer.ui_server import UiServer
+from hotlora.trainer.hosts.standalone_host import StandaloneHost
+from hotlora.trainer.jobs import JobQueue, NoSuchJob, NotNow
+from hotlora.trainer.lora_file import load_lora
+
+
+class Host(StandaloneHost):
+    """The standalone host with the tests' backend, which notes what it is told."""
+
+    def __init__(self, home, backend):
+        super().__init__(home, ["demo"], "cpu")
+        self._loaded = "demo", backend
+        self.written, self.reason = [], ""
+
+    def can_train(self):
+        return self.reason
+
+    def lora_written(self, name, path):
+        assert path.is_file()
+        self.written.append(name)
+
+
+@pytest.fixture
+def host(tmp_path, backend):
+    return Host(tmp_path / "home", backend)
+
+
+@pytest.fixture
+def jobs(host):
+    queue = JobQueue(host)
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def settings(gallery):
+    return {"train_data_dir": str(gallery), "name": "face", "trigger": "sks", "steps": 4, "lora_rank": 4, "learning_rate": 1e-3, "save_dtype": "fp32"}
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.01)
+
+
+def ended(jobs, job):
+    until(lambda: job.status in ("completed", "stopped", "failed", "interrupted", "cancelled"))
+    with jobs.lock:  # what belongs to the change is told by now
+        return job
+
+
+def long(settings, **changes):
+    return {**settings, "steps": 100_000, **changes}
+
+
+def running(jobs, settings, step=1):
+    job = jobs.submit(settings, None)
+    until(lambda: job.status == "running" and job.step >= step)
+    return job
+
+
+def test_a_job_trains_and_tells(jobs, host, settings):
+    job = ended(jobs, jobs.submit({**settings, "save_steps": 2, "preview_steps": 4}, None))
+    assert (job.status, job.step, job.total_steps, job.pictures, job.base) == ("completed", 4, 4, 6, "demo"), job.message + job.details
+    assert host.written == ["face-000002", "face"] and job.lora == "face"
+    assert [entry["name"] for entry in job.saved] == host.written
+    assert [entry["step"] for entry in job.previews] == [4]
+    assert (jobs.store.run_folder(job) / "previews" / job.previews[0]["file"]).is_file()
+    assert [step for step, _ in jobs.losses(job, 100)] == [1, 2, 3, 4]
+    events = jobs.events.since(0)
+    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+    assert [name for event in events if event["kind"] == "loras" for name in event["names"]] == host.written
+    told = [step for event in events if event["kind"] == "step" for step, _ in event["losses"]]
+    assert told == [1, 2, 3, 4]
+    assert [event["state"]["status"] for event in events if event["kind"] == "job"][-1] == "completed"
+
+
+def test_a_preset_fills_in_what_was_not_said(jobs, settings):
+    told = jobs.plan({**settings, "steps": None, "learning_rate": None}, "quick")
+    assert told["steps"] == 400 and told["lora_rank"] == 4 and told["learning_rate"] == 2e-4 and told["sentence"].startswith("6 pictures, 400 steps")
+    assert not (jobs.host.home / "loras").exists()
+
+
+def test_stop_keeps_the_work_and_resume_goes_on(jobs, host, settings):
+    job = running(jobs, long(settings))
+    jobs.command(job.id, "stop")
+    assert ended(jobs, job).status == "stopped" and job.step >= 1 and host.written == ["face"]
+    assert "--resume" not in job.message
+    stopped_at = job.step
+    jobs.command(job.id, "resume")
+    until(lambda: job.status == "running" and job.step > stopped_at)
+    assert jobs.losses(job, 10**6)[0][0] == 1
+    jobs.command(job.id, "stop")
+    ended(jobs, job)
+
+
+def test_pause_save_and_sample(jobs, host, settings):
+    job = running(jobs, long(settings))
+    jobs.command(job.id, "pause")
+    until(lambda: job.status == "paused")
+    step = job.step
+    jobs.command(job.id, "save")
+    until(lambda: f"face-{step:06d}" in host.written)
+    jobs.command(job.id, "sample")
+    until(lambda: job.previews)
+    assert job.step == step and job.previews[0]["step"] == step
+    jobs.command(job.id, "resume")
+    until(lambda: job.status == "running" and job.step > step)
+    jobs.command(job.id, "stop")
+    ended(jobs, job)
+
+
+def test_the_queue_is_reordered_and_cancelled(jobs, settings):
+    first = running(jobs, long(settings))
+    second, third, fourth = (jobs.submit({**settings, "name": name}, None) for name in ("b", "c", "d"))
+    jobs.command(fourth.id, "move", second.id)
+    jobs.command(second.id, "move")
+    assert jobs.snapshot()["queue"] == [fourth.id, third.id, second.id]
+    assert [fourth.position, third.position, second.position] == [0, 1, 2]
+    jobs.command(third.id, "cancel")
+    assert third.status == "cancelled" and jobs.snapshot()["queue"] == [fourth.id, second.id]
+    with pytest.raises(NotNow, match="cancelled"):
+        jobs.command(third.id, "move")
+    with pytest.raises(NotNow, match="running"):
+        jobs.command(first.id, "cancel")
+    with pytest.raises(NotNow):
+        jobs.command(fourth.id, "move", first.id)
+    with pytest.raises(NoSuchJob):
+        jobs.command("../../x", "stop")
+    jobs.command(first.id, "stop")
+    assert ended(jobs, second).status == "completed" and fourth.ended < second.started
+
+
+def test_a_failing_job_says_why_and_the_next_one_starts(jobs, settings, gallery):
+    failing = jobs.submit({**settings, "name": "burnt", "learning_rate": 10, "weight_decay": 100, "steps": 4000}, None)
+    bad_layers = jobs.submit({**settings, "name": "layers", "unet_target_modules": ["nonsense"]}, None)
+    good = jobs.submit(settings, None)
+    assert ended(jobs, good).status == "completed"
+    assert bad_layers.status == "failed" and "nonsense" in bad_layers.message and "\n" not in bad_layers.message
+    assert "Traceback" in bad_layers.details and "Traceback" not in bad_layers.message
+    assert failing.status == "failed" and "not a number" in failing.message and "Resume" in failing.message, failing.message
+
+
+def test_stop_while_pictures_are_prepared(jobs, settings, monkeypatch):
+    from hotlora.trainer import job_run
+
+    seen, make = threading.Event(), job_run.make_session
+
+    def slow(material, backend, listeners, progress):
+        seen.set()
+        until(lambda: jobs._run.stop_asked)
+        return make(material, backend, listeners, progress)
+
+    monkeypatch.setattr(job_run, "make_session", slow)
+    job = jobs.submit(settings, None)
+    assert seen.wait(60)
+    jobs.command(job.id, "stop")
+    assert ended(jobs, job).status == "stopped" and job.step == 0
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({"lora_rnak": 8}, "lora_rank"), ({"lora_rank": 0}, "lora_rank"), ({"train_data_dir": "/nowhere/at/all"}, "nowhere"), ({"name": "a/b"}, "a_b"),
+    ({"augmentation": "os:system"}, "command line"), ({"loss_term": "/tmp/x.py:f"}, "command line"), ({"optimizer": "subprocess.Popen"}, "command line"),
+    ({"base_model": "/etc/passwd"}, "must be one of demo")])
+def test_a_wrong_setting_is_named_before_anything_is_queued(jobs, settings, changes, expected):
+    with pytest.raises(ValueError, match=expected):
+        jobs.submit({**settings, **changes}, None)
+    assert jobs.snapshot()["jobs"] == []
+
+
+def test_folders_of_a_settings_file_are_passed_over(jobs, settings, tmp_path):
+    job = ended(jobs, jobs.submit({**settings, "output_dir": str(tmp_path / "elsewhere"), "lora_dir": str(tmp_path / "more"), "steps": 1}, None))
+    assert job.status == "completed" and not (tmp_path / "elsewhere").exists() and not (tmp_path / "more").exists()
+    assert any("output_dir" in warning for warning in job.warnings)
+
+
+def test_nothing_starts_when_the_host_cannot_train(jobs, host, settings):
+    host.reason = "no checkpoint is loaded; choose one first"
+    with pytest.raises(NotNow, match="no checkpoint"):
+        jobs.submit(settings, None)
+
+
+def test_a_host_that_cannot_load_the_lora_does_not_end_the_run(jobs, host, settings, monkeypatch):
+    def broken(name, path):
+        raise RuntimeError("the extension is gone")
+
+    monkeypatch.setattr(host, "lora_written", broken)
+    job = ended(jobs, jobs.submit(settings, None))
+    assert job.status == "completed"
+    assert any("the extension is gone" in event.get("text", "") for event in jobs.events.since(0))
+
+
+def test_jobs_are_removed_and_restored(jobs, settings):
+    job = ended(jobs, jobs.submit({**settings, "steps": 1}, None))
+    jobs.command(job.id, "remove")
+    assert jobs.snapshot()["jobs"] == []
+    with pytest.raises(NoSuchJob):
+        jobs.get(job.id)
+    back = jobs.restore(job.id)
+    assert back.status == "completed" and jobs.get(job.id) is back and jobs.losses(back, 10)
+    for wrong in ("../jobs", job.id, "20990101-000000-abcdef"):
+        with pytest.raises(NoSuchJob):
+            jobs.restore(wrong)
+
+
+def test_two_servers_do_not_share_a_home(jobs, host):
+    with pytest.raises(ValueError, match="another HotLoRA server"):
+        JobQueue(host)
+
+
+def test_closing_saves_what_runs_and_a_new_queue_takes_it_up(host, settings):
+    first = JobQueue(host)
+    job = running(first, long(settings))
+    waiting = first.submit({**settings, "name": "next", "steps": 1}, None)
+    first.close()
+    assert job.status == "interrupted" and job.step >= 1
+    second = JobQueue(host)
+    try:
+        found, queued = second.get(job.id), second.get(waiting.id)
+        assert found.status == "interrupted" and found.step == job.step and queued.status == "queued"
+        assert second.waiting and second._run is None, "nothing trains by itself"
+        second.command(queued.id, "resume")
+        assert ended(second, queued).status == "completed"
+        assert second.events.last > first.events.last
+    finally:
+        second.close()
+
+
+def test_a_damaged_job_file_hides_no_other(host, settings):
+    first = JobQueue(host)
+    job = ended(first, first.submit({**settings, "steps": 1}, None))
+    first.close()
+    for name, content in (("20260101-000000-aaaaaa", b"{"), ("20260101-000000-bbbbbb", b"[]"), ("20260101-000000-cccccc", b'{"id": "x"}')):
+        folder = host.home / "jobs" / name
+        folder.mkdir()
+        (folder / "job.json").write_bytes(content)
+        (folder / "events.jsonl").write_bytes(b'{"id": 1')
+    second = JobQueue(host)
+    try:
+        assert [found["id"] for found in second.snapshot()["jobs"]] == [job.id]
+    finally:
+        second.close()
+
+
+def test_a_killed_server_keeps_queue_job_and_events_and_resumes_bit_identically(gallery, tmp_path):
+    settings = {"train_data_dir": str(gallery), "name": "face", "trigger": "sks", "steps": 40, "lora_rank": 4, "learning_rate": 1e-3, "save_dtype": "fp32",
+                "save_steps": 5, "seed": 3}
+    with UiServer(tmp_path / "straight") as server:
+        server.until(server.post("jobs", {"settings": settings})["id"], "completed")
+    server = UiServer(tmp_path / "killed").start()
+    job = server.post("jobs", {"settings": settings})["id"]
+    queued = server.post("jobs", {"settings": {**settings, "name": "other", "steps": 2}})["id"]
+    server.until(job, "running", step=12)
+    seen = server.get("jobs")["last_event"]
+    server.kill()
+    server.start()
+    try:
+        listing = server.get("jobs")
+        found = {entry["id"]: entry for entry in listing["jobs"]}
+        assert found[job]["status"] == "interrupted" and found[job]["step"] >= 10 and "Resume" in found[job]["message"]
+        assert found[queued]["status"] == "queued" and listing["queue"] == [queued] and listing["waiting"]
+        replayed = []
+        for event in server.events(after=0):
+            replayed.append(event)
+            if event["id"] >= listing["last_event"]:
+                break
+        ids = [event["id"] for event in replayed]
+        assert ids == list(range(1, listing["last_event"] + 1)) and listing["last_event"] > seen
+        at_resume = found[job]["step"]
+        server.post(f"jobs/{job}/resume")
+        done = server.until(job, "completed", "failed")
+        assert done["status"] == "completed", done
+        server.until(queued, "completed")
+        steps = [step for step, _ in server.get(f"jobs/{job}/losses")["losses"]]
+        assert steps == list(range(1, 41))
+        again = [event for event in server_events(server, listing["last_event"]) if event["kind"] == "step" and event["job"] == job]
+        assert again[0]["losses"][0][0] == at_resume + 1, "it went on from the saved step"
+    finally:
+        server.stop()
+    one, two = (load_lora(tmp_path / name / "loras" / "face.safetensors")[0] for name in ("straight", "killed"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key][part], two[key][part]) for key in one for part in ("up", "down"))
+
+
+def server_events(server, after):
+    last = server.get("jobs")["last_event"]
+    for event in server.events(after=after):
+        yield event
+        if event["id"] >= last:
+            return
+
+
+def test_two_clients_see_the_same_and_a_lost_connection_loses_and_doubles_nothing(gallery, tmp_path):
+    settings = {"train_data_dir": str(gallery), "name": "face", "steps": 60, "lora_rank": 4, "save_steps": 20}
+    with UiServer(tmp_path / "out") as server:
+        first, second, ready = [], [], threading.Barrier(3)
+
+        def follow(found, breaks):
+            """Read on; with `breaks` hang up after every third event and come back with the last id."""
+            ready.wait()
+            seen = 0
+            while not (found and found[-1]["kind"] == "job" and found[-1]["state"]["status"] == "completed"):
+                for event in server.events(after=0, seen=seen if seen else None):
+                    found.append(event)
+                    seen = event["id"]
+                    if (breaks and seen % 3 == 0) or (event["kind"] == "job" and event["state"]["status"] == "completed"):
+                        break
+
+        threads = [threading.Thread(target=follow, args=(found, breaks)) for found, breaks in ((first, False), (second, True))]
+        for thread in threads:
+            thread.start()
+        ready.wait()
+        job = server.post("jobs", {"settings": settings})["id"]
+        server.until(job, "completed")
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert first == second
+        assert [event["id"] for event in first] == list(range(1, len(first) + 1))
+        assert [step for event in first if event["kind"] == "step" for step, _ in event["losses"]] == list(range(1, 61))
+
+
+def test_the_job_file_is_plain_json(jobs, settings):
+    job = ended(jobs, jobs.submit({**settings, "steps": 1}, None))
+    values = json.loads(Path(jobs.store.folder / job.id / "job.json").read_bytes())
+    assert values["status"] == "completed" and values["config"]["steps"] == 1
