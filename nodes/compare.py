@@ -16,8 +16,8 @@ class HotLoRACompare(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder without the LoRA."),
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
                 io.String.Input("name", default="my_lora", tooltip="Name of the LoRA; name-000100 and the like are its saved steps."),
-                io.String.Input("prompt", multiline=True, default="a photo of sks", tooltip="What to draw, without a tag for this LoRA."),
-                io.String.Input("negative", default="", tooltip="What should not be in the picture."),
+                io.String.Input("prompt", multiline=True, default="a photo of sks", tooltip="What to draw, without a tag for this LoRA; tags of other LoRAs are on every picture."),
+                io.String.Input("negative", default="", tooltip="What should not be in the picture; tags of other LoRAs work here too."),
                 io.String.Input("weights", default="0.4, 0.8, 1.2", tooltip="Weights across, with commas between them."),
                 io.Int.Input("max_rows", default=6, min=1, max=50, tooltip="At most this many saved steps, evenly chosen; the finished LoRA is always among them."),
                 io.Int.Input("seed", default=0, min=0, max=2**53, control_after_generate=False, tooltip="All pictures start from the same noise."),
@@ -32,13 +32,15 @@ class HotLoRACompare(io.ComfyNode):
             is_output_node=True)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **others):
-        from .loras import registry
+    def fingerprint_inputs(cls, name: str, prompt: str = "", negative: str = "", **others):
+        """A LoRA that was trained again under the same name makes the node run again."""
+        from .loras import registry, versions
+        from ..trainer.live import parse_prompt
 
         try:
-            return [(str(path), path.stat().st_mtime_ns) for path in registry().saved_steps(name).values()]
+            return versions([*registry().saved_steps(name).values()], parse_prompt(prompt)[1] + parse_prompt(negative)[1])
         except (ValueError, OSError):
-            return float("nan")
+            return float("nan")  # never equal to itself: the node runs and says what is wrong
 
     @classmethod
     def execute(cls, name: str, weights: str, max_rows: int, **request) -> io.NodeOutput:

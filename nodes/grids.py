@@ -10,16 +10,23 @@ import torch
 from PIL import Image
 
 from .images import as_images
-from .loras import read, registry
+from .loras import apply_tags, read, registry
 from ..trainer.grid import draw_grid
-from ..trainer.live import parse_prompt
+from ..trainer.live import LoraTag, parse_prompt
 from ..trainer.pixels import to_picture
 
 
 def compare(name: str, weights: str, max_rows: int, *, model, clip, vae, prompt, negative, **request) -> torch.Tensor:
-    """A grid as `(1, H, W, 3)` in [0, 1]. ValueError for a weight that is no number and for a name without a file."""
+    """A grid as `(1, H, W, 3)` in [0, 1], where the LoRAs that the prompt's own tags name are on every picture.
+
+    ValueError for a weight that is no number, for a name without a file, and for a tag of the LoRA that is compared.
+    """
     numbers = read_weights(weights)
-    rows = evenly(registry().saved_steps(parse_prompt(f"<lora:{name}>")[1][0].name), max_rows)
+    prompt, tags = parse_prompt(prompt)
+    negative, unwanted = parse_prompt(negative)
+    steps = registry().saved_steps(parse_prompt(f"<lora:{name}>")[1][0].name)
+    model, clip = with_tags(model, clip, tags + unwanted, steps)
+    rows = evenly(steps, max_rows)
     bar = comfy.utils.ProgressBar(1 + len(rows) * len(numbers))
     base = _draw(model, clip, vae, prompt, negative, **request)
     bar.update(1)
@@ -33,6 +40,15 @@ def compare(name: str, weights: str, max_rows: int, *, model, clip, vae, prompt,
         pictures.append(row)
     grid = draw_grid(pictures, list(rows), ["base", *(f"<lora:{name}:{weight:g}>" for weight in numbers)], scale=1)
     return as_images([grid])
+
+
+def with_tags(model, clip, tags: list[LoraTag], steps: dict) -> tuple:
+    """The model and the text encoder with the other LoRAs on them, which stay the same in the whole grid."""
+    compared = set(steps.values())
+    for tag in tags:
+        if registry().path(tag.name) in compared:
+            raise ValueError(f"the prompt has a tag <lora:{tag.name}> of the LoRA that is compared; take it out, its weights are across the grid")
+    return apply_tags(model, clip, tags)
 
 
 def read_weights(text: str) -> list[float]:

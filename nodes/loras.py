@@ -29,6 +29,13 @@ def read(path: Path) -> dict:
     return _kept[path][1]
 
 
+def versions(paths: list[Path], tags: list[LoraTag]) -> list[tuple]:
+    """What changes with the content of these files and of those that the tags name. ValueError for a name that is not there."""
+    found = registry()
+    states = [(path, path.stat()) for path in [*paths, *(found.path(tag.name) for tag in tags)]]
+    return [(str(path), state.st_mtime_ns, state.st_size) for path, state in states]
+
+
 def apply_tags(model: Any, clip: Any, tags: list[LoraTag]) -> tuple[Any, Any]:
     """The model and the text encoder with every LoRA on them. ValueError for a name that is not there, before anything is read."""
     found = registry()

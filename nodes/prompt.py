@@ -27,18 +27,13 @@ class HotLoRAPrompt(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, text: str, **others):
         """A LoRA that was trained again under the same name makes the node run again."""
-        from .loras import registry
+        from .loras import versions
         from ..trainer.live import parse_prompt
 
-        versions = []
         try:
-            found = registry()
-            for tag in parse_prompt(text)[1]:
-                path = found.path(tag.name)
-                versions.append((str(path), path.stat().st_mtime_ns, path.stat().st_size))
+            return versions([], parse_prompt(text)[1])
         except (ValueError, OSError):
             return float("nan")  # never equal to itself: the node runs and says what is wrong
-        return versions
 
     @classmethod
     def execute(cls, model, clip, text: str) -> io.NodeOutput:

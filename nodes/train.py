@@ -13,10 +13,10 @@ class HotLoRATrain(io.ComfyNode):
         return io.Schema(
             node_id="HotLoRATrain", display_name="HotLoRA Train", category="HotLoRA",
             description="Trains a LoRA on the model that is already loaded. Cancel stops after the step and keeps what was learned; "
-                        "run again to go on.",
+                        "run again to go on. Only the model is trained, not its text encoder.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to train on. LoRAs that are applied to it stay in force."),
-                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. It reads the captions and is not trained."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
                 GALLERY.Input("gallery", tooltip="The pictures, from HotLoRA Gallery."),
                 io.String.Input("name", default="my_lora", tooltip="Name of the LoRA, as used in <lora:name:1>. An older one of this name is kept as name-v1."),

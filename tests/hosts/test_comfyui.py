@@ -175,6 +175,29 @@ def test_compare_draws_weights_across_and_saved_steps_down(comfy):
     assert grid.width > 3 * 64 and grid.height > 2 * 64
 
 
+def test_other_loras_in_the_prompt_of_a_comparison_are_on_every_picture(comfy):
+    for seed, name in enumerate(("compared", "other")):
+        assert ended(train(comfy, name=name, steps=3, learning_rate=0.02, seed=seed)) == "success"
+    node = {"class_type": "HotLoRACompare", "inputs": {
+        "model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "name": "compared", "prompt": "a photo of sks <lora:other:0.9>", "negative": "",
+        "weights": "0.5", "max_rows": 6, "seed": 4, "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "width": 64, "height": 64}}
+    entry = comfy.run({**graphs.loader(), "60": node})
+    assert ended(entry) == "success", error_of(entry)
+    grid = np.asarray(comfy.picture(entry, "60").convert("RGB")).astype(int)
+
+    def is_in_grid(text: str) -> bool:
+        """Whether a picture of HotLoRA Prompt is in the grid; ComfyUI cuts the fraction off where the grid rounds it."""
+        cell = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted(text, seed=4)})).astype(int)
+        places = np.lib.stride_tricks.sliding_window_view(grid, (64, 64, 3))[:, :, 0]
+        return any(np.abs(row - cell).max(axis=(1, 2, 3)).min() <= 1 for row in places)
+
+    assert is_in_grid("a photo of sks <lora:other:0.9>") and is_in_grid("a photo of sks <lora:other:0.9> <lora:compared:0.5>")
+    assert not is_in_grid("a photo of sks") and not is_in_grid("a photo of sks <lora:compared:0.5>")
+    node["inputs"]["prompt"] = "a photo of sks <lora:compared:1>"
+    entry = comfy.run({**graphs.loader(), "60": node})
+    assert ended(entry) == "error" and "take it out" in error_of(entry)
+
+
 @pytest.mark.parametrize("change, sentence", [
     ({"folder": "nowhere"}, "there is no folder"),
     ({"folder": "empty"}, "no picture"),
@@ -225,6 +248,7 @@ def test_the_translations_name_every_node_input_and_output(comfy, root):
             inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
             assert texts["inputs"].keys() == inputs.keys() and len(texts["outputs"]) == len(info["output"])
             if language == "en":
+                assert texts["description"] == info["description"] and texts["display_name"] == info["display_name"]
                 assert all(texts["inputs"][name]["tooltip"] == options[1]["tooltip"] for name, options in inputs.items())
         assert len(told) == 5
 
