@@ -178,7 +178,7 @@ def _generate(options: argparse.Namespace) -> int:
     from .generate import generate
     from .hosts.standalone import load_base
     from .live import Registry, parse_prompt
-    from .session import write_png
+    from .pixels import write_png
 
     parse_prompt(options.prompt)
     registry = Registry(options.lora_dir or [Path("output")])

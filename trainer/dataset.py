@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -15,6 +16,7 @@ from .cache import CacheReport, LatentCache, TextCache
 from .config import TrainConfig
 from .extension_points import load_function
 from .gallery import Example, Gallery
+from .memory import encode_image
 from .randomness import python_random
 from .samples import SampleOrder
 
@@ -41,7 +43,7 @@ class Dataset:
         self.sizes = [self.bucket_of(example) for example in self.examples]
         self.order = SampleOrder(self.sizes, repeats, config.batch_size * config.gradient_accumulation_steps, config.seed)
         folder = Path(config.cache_dir or Path(config.output_dir) / "cache")
-        self.latents = LatentCache(folder / "latents", backend.encoder_id, backend.encode_image)
+        self.latents = LatentCache(folder / "latents", backend.encoder_id, partial(encode_image, backend))
         self.texts = TextCache(folder / "texts", backend.text_id, backend.encode_text)
         self.trains_text = bool(config.text_encoder_target_modules)
         self._loaded: dict[int, dict[str, torch.Tensor]] = {}

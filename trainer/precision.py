@@ -61,6 +61,11 @@ class Precision:
         self.scaler.update()
         return self.scaler.get_scale() >= before
 
+    def forget(self) -> None:
+        """A step that failed half way is done again: the scaler may have unscaled its gradients already."""
+        if self.scaler is not None:
+            self.scaler.update(self.scaler.get_scale())
+
     def state_dict(self) -> dict[str, Any]:
         return {} if self.scaler is None else self.scaler.state_dict()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Sequence
+from contextlib import contextmanager
+from typing import Iterator, Sequence
 
 import torch
 
@@ -41,3 +42,11 @@ def uniform(seed: int, purpose: str, step: int, samples: Sequence[int]) -> torch
 def noise(shape_CHW: Sequence[int], seed: int, step: int, sample: int, purpose: str = "noise") -> torch.Tensor:
     """Standard normal numbers, float32 `(C, H, W)` on the CPU."""
     return torch.randn(tuple(shape_CHW), generator=generator(seed, purpose, step, sample), dtype=torch.float32)
+
+
+@contextmanager
+def global_seed(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside, and put their state back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -14,23 +13,23 @@ import torch
 
 from .adapter import Adapter
 from .backend import Backend, BaseChanged, SampleRequest
+from .commands import POLL, Commands
 from .config import TrainConfig
 from .dataset import Dataset
 from .extension_points import load_function
 from .lora_file import DTYPES, load_lora, save_lora, to_file_weights, to_layers, write_safetensors
 from .lora_metadata import build_metadata
+from .memory import Plan, Undo, advice, attempt, is_out_of_memory
 from .objective import Objective
-from .optimizers import EMA, make_optimizer, make_scheduler
-from .output_files import write_atomically
+from .optimizers import EMA, make_optimizer, make_scheduler, settled
 from .peft_format import to_peft
+from .pixels import write_png
 from .precision import Precision, gradient_norm
-from .randomness import hashed_seed, uniform
+from .randomness import global_seed, hashed_seed, uniform
 from .state import load_newest_state, remove_states, save_state, step_stem
 from .turns import Turn
 
 log = logging.getLogger(__name__)
-POLL = 0.1
-"""Seconds between two looks at what a paused run is asked to do."""
 STATE_SHARE = 50
 """Writing states takes at most one of so many seconds."""
 
@@ -72,6 +71,7 @@ class Listener:
     def saved(self, session: Session, lora: Path) -> None: ...
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None: ...
     def paused(self, session: Session, is_paused: bool) -> None: ...
+    def lightened(self, session: Session, rung: str) -> None: ...
     def ended(self, session: Session, outcome: Outcome) -> None: ...
 
 
@@ -100,30 +100,30 @@ class Session:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
         self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
         self.started_at = time.time()
-        self._stop, self._pause, self._stop_reason = threading.Event(), threading.Event(), ""
-        self._saves, self._previews = threading.Event(), threading.Event()
+        self.plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
+        self.commands, self._stop_reason = Commands(), ""
         self._state_written, self._state_pause = time.monotonic(), 0.0
 
     def stop(self) -> None:
-        self._stop.set()
+        self.commands.stop.set()
 
     def pause(self) -> None:
-        self._pause.set()
+        self.commands.pause.set()
 
     def unpause(self) -> None:
-        self._pause.clear()
+        self.commands.pause.clear()
 
     @property
     def paused(self) -> bool:
-        return self._pause.is_set()
+        return self.commands.pause.is_set()
 
     def ask_save(self) -> None:
         """Save the LoRA and the state as soon as a step is done."""
-        self._saves.set()
+        self.commands.save.set()
 
     def ask_preview(self) -> None:
         """Draw the preview prompts as soon as a step is done."""
-        self._previews.set()
+        self.commands.preview.set()
 
     def train(self) -> Outcome:
         """Train to the end, or until stopped. Whatever ends it, what was learned is saved first; then errors are raised again."""
@@ -147,16 +147,16 @@ class Session:
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
         with self.backend.borrow(), self.adapter.attached(self.backend.components()):
-            self.backend.set_checkpointing(self.config.gradient_checkpointing)
+            self.backend.set_checkpointing(self.plan.checkpointing)
             yield
 
     def _save_and_draw(self, save: bool, draw: bool) -> None:
         """What the settings or a command ask for after this step; and the state alone now and then, against crashes."""
-        if save | _taken(self._saves):
+        if save | Commands.take(self.commands.save):
             self.save()
         elif self.step < self.total_steps and self._state_is_old():
             self._save_state()
-        if draw | _taken(self._previews):
+        if draw | Commands.take(self.commands.preview):
             self.draw_previews()
 
     def _state_is_old(self) -> bool:
@@ -175,39 +175,53 @@ class Session:
         self._tell("paused", True)
         while self.paused and not self._asked_to_stop():
             with turn.left():
-                while self.paused and not (self._asked_to_stop() or self._saves.is_set() or self._previews.is_set()):
+                while not self.commands.waiting and not self.backend.interrupted():
                     time.sleep(POLL)
             self._save_and_draw(False, False)
         self._tell("paused", False)
 
     def train_step(self) -> StepReport:
-        """One optimizer step over all samples of the step, summed up batch by batch."""
+        """One optimizer step. Where the memory does not suffice the same step is done again in a way that needs less."""
+        return attempt(self.plan, self._step, self._forget_step, lambda rung: self._tell("lightened", rung))
+
+    def _step(self) -> StepReport:
+        """Over all samples of the step, summed up batch by batch."""
         began = time.perf_counter()
         self.adapter.train()
         total = torch.zeros((), device=self.backend.device)
-        for batch in self.dataset.order.batches(self.step, self.config.batch_size):
-            loss = self._loss(batch) / self.dataset.order.group
+        for batch in self.dataset.order.batches(self.step, self.plan.batch_size):
+            with self.plan.keeping():
+                loss = self._loss(batch) / self.dataset.order.group
             self.precision.backward(loss)
             total += loss.detach()
         self.precision.unscale()
         norm = gradient_norm(self.parameters, self.config.max_grad_norm)
-        report = self._update(total.item(), norm.item(), began)
-        self.elapsed += report.seconds
-        return report
-
-    def _update(self, loss: float, norm: float, began: float) -> StepReport:
-        """Take the step, unless it would spoil the weights."""
-        overflow_is_normal = self.precision.scaler is not None and math.isfinite(loss)
-        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow_is_normal):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotANumber(_advice_for_nan(self.config, self.step, loss, self.precision.kind))
-        rate = self.scheduler.get_last_lr()[0]
-        if self.precision.step() and self.ema:
-            self.ema.update()
+        self._update(total.item(), norm.item())
+        report = StepReport(self.step + 1, self.total_steps, total.item(), self.scheduler.get_last_lr()[0], norm.item(), self.dataset.order.group,
+                            time.perf_counter() - began)
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         self.step += 1
-        return StepReport(self.step, self.total_steps, loss, rate, norm, self.dataset.order.group, time.perf_counter() - began)
+        self.elapsed += report.seconds
+        return report
+
+    def _update(self, loss: float, norm: float) -> None:
+        """Take the optimizer's step: as a whole, and not if it would spoil the weights."""
+        overflow_is_normal = self.precision.scaler is not None and math.isfinite(loss)
+        if not math.isfinite(loss) or not (math.isfinite(norm) or overflow_is_normal):
+            raise NotANumber(_advice_for_nan(self.config, self.step, loss, self.precision.kind))
+        undo = Undo(self.parameters, self.optimizer, self.ema)
+        try:
+            if self.precision.step() and self.ema:
+                self.ema.update()
+        except Exception:
+            undo.restore()
+            raise
+
+    def _forget_step(self) -> None:
+        """After a failure inside a step nothing of it is left."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self.precision.forget()
 
     def _loss(self, batch: list[tuple[int, int]]) -> torch.Tensor:
         """Summed loss of one batch of (sample number, picture index)."""
@@ -232,7 +246,7 @@ class Session:
         """Dropout and users' own code draw from torch's global generator: give it a seed of the step, and give it back."""
         if not (self.config.lora_dropout or self.loss_term):
             return nullcontext()
-        return _global_seed(hashed_seed(self.config.seed, "torch", self.step, number), self.backend.device)
+        return global_seed(hashed_seed(self.config.seed, "torch", self.step, number), self.backend.device)
 
     def save(self) -> Path:
         """Write `name-<step>.safetensors` and, beside it, the state to go on from."""
@@ -243,7 +257,7 @@ class Session:
 
     def save_lora(self, stem: str) -> Path:
         """Write the adapter as `stem.safetensors` in the chosen form; every key is checked against the base's layers."""
-        with self.ema.applied() if self.ema else nullcontext():
+        with self._final_weights():
             weights = to_file_weights(self.adapter.weights(), self.backend.lora_key)
             path = self.lora_folder / f"{stem}.safetensors"
             if self.config.save_format in ("kohya", "both"):
@@ -270,12 +284,31 @@ class Session:
         request = SampleRequest(prompts=tuple(prompts), seed=self.config.preview_seed, guidance=self.config.preview_guidance,
                                 width=self.dataset.resolution, height=self.dataset.resolution)
         self.adapter.eval()
-        with self.ema.applied() if self.ema else nullcontext():
-            pictures = self.backend.sample(request)
+        with self._final_weights():
+            pictures = self._sample(request)
         for number, picture in enumerate(pictures):
             write_png(self.folder / "previews" / f"{step_stem(self.name, self.step)}-{number}.png", picture)
         self._tell("drew", self.step, prompts, pictures)
         return pictures
+
+    def _sample(self, request: SampleRequest) -> list:
+        """No memory for previews is no reason to end a run: they are left out then."""
+        for _ in range(2):
+            try:
+                return self.backend.sample(request)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self.backend.offload_encoders()
+            self.backend.free_memory()
+        log.warning("there is no memory to draw previews at %d x %d; this one is left out", request.width, request.height)
+        return []
+
+    @contextmanager
+    def _final_weights(self) -> Iterator[None]:
+        """The weights to draw and to save with."""
+        with settled(self.optimizer), self.ema.applied() if self.ema else nullcontext():
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         return {"adapter": self.adapter.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
@@ -337,7 +370,8 @@ class Session:
 
     def _keep_after(self, error: BaseException) -> Outcome:
         """A failed run keeps its last good weights, if the failure lets it."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_step()
+        reason = advice(error, self.plan, self.dataset.resolution) if is_out_of_memory(error) else error
         lora, kept = None, "nothing had been learned yet"
         if self.step:
             try:
@@ -346,10 +380,10 @@ class Session:
                 kept = f"what was learned in {self.step} steps is {lora}; go on with --resume"
             except OSError as second:
                 kept = f"what was learned could not be saved either: {second}"
-        return Outcome("failed", self.step, self.total_steps, lora, f"failed at step {self.step + 1}: {error}; {kept}")
+        return Outcome("failed", self.step, self.total_steps, lora, f"failed at step {self.step + 1}: {reason}; {kept}")
 
     def _asked_to_stop(self) -> bool:
-        return self._stop.is_set() or self.backend.interrupted()
+        return self.commands.stop.is_set() or self.backend.interrupted()
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.step % every == 0
@@ -364,38 +398,9 @@ _FREE = {"output_dir", "lora_dir", "cache_dir", "save_steps", "state_minutes", "
 """Settings that may change in a resumed run without changing its result."""
 
 
-class _global_seed:
-    """Seed torch's global generators inside, and put their state back."""
-
-    def __init__(self, seed: int, device: torch.device) -> None:
-        self.seed, self.fork = seed, torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *error) -> None:
-        self.fork.__exit__(*error)
-
-
-def _taken(event: threading.Event) -> bool:
-    """Whether the event was set; it is not any more."""
-    was_set = event.is_set()
-    event.clear()
-    return was_set
-
-
 def _advice_for_nan(config: TrainConfig, step: int, loss: float, precision: str) -> str:
     look_at = f"learning_rate ({config.learning_rate:g}): try a tenth of it"
     if precision == "fp16":
         look_at += "; or set mixed_precision to bf16 or no, as fp16 overflows on some models"
     what = "loss" if not math.isfinite(loss) else "gradient"
     return f"the {what} at step {step + 1} is not a number any more; the weights from before that step are kept. Look at {look_at}"
-
-
-def write_png(path: Path, picture) -> None:
-    from io import BytesIO
-
-    data = BytesIO()
-    picture.save(data, "PNG")
-    write_atomically(path, data.getvalue())

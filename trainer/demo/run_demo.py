@@ -21,7 +21,7 @@ from ..listeners import usual_listeners
 from ..live import LoraTag, Registry
 from ..output_files import write_atomically
 from ..run import make_session, read_material
-from ..session import write_png
+from ..pixels import write_png
 
 log = logging.getLogger(__name__)
 CONFIG = Path(__file__).parent / "demo.yaml"

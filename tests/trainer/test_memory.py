@@ -1,0 +1,195 @@
+"""Out of memory at any operation of a run: the same step is done again on the next rung, and what is learned is the same."""
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hotlora.trainer.memory import Plan, Undo, attempt, encode_image, is_out_of_memory
+from hotlora.trainer.optimizers import EMA
+from hotlora.trainer.session import Listener
+
+
+class FailsAt(TorchDispatchMode):
+    """torch's own error at the operations with these numbers; `seen` counts them."""
+
+    def __init__(self, *numbers: int) -> None:
+        super().__init__()
+        self.numbers, self.seen = set(numbers), 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen += 1
+        if self.seen in self.numbers:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+        return function(*args, **(kwargs or {}))
+
+
+class Rungs(Listener):
+    def __init__(self):
+        self.taken = []
+
+    def lightened(self, session, rung):
+        self.taken.append(rung)
+
+
+def weights_of(session):
+    return {name: p.detach().clone() for name, p in session.adapter.named_parameters()}
+
+
+def steps_with_failures(session, count, *numbers):
+    """Run `count` steps inside `borrow`, with failures at these operations; returns how many operations there were."""
+    with session._borrowed(), FailsAt(*numbers) as mode:
+        for _ in range(count):
+            session.train_step()
+    return mode.seen
+
+
+def assert_close(a, b):
+    """Relative error of all weights together under 1e-5: Adam's first steps make rounding of single small gradients large."""
+    assert a.keys() == b.keys()
+    first, second = (torch.cat([x[key].flatten() for key in a]) for x in (a, b))
+    assert ((first - second).norm() / second.norm()).item() < 1e-5
+
+
+@pytest.fixture
+def light(config, tmp_path):
+    """A short run of few layers, so that it can be done many times; EMA and a schedule have to stay in step as well."""
+    return replace(config, steps=3, batch_size=3, lora_rank=2, unet_target_modules=["to_q", "to_v"], ema_decay=0.9, lr_scheduler="linear")
+
+
+def check_points(session_of, light, tmp_path, points, seed):
+    undisturbed = session_of(light, output_dir=str(tmp_path / "undisturbed"))
+    operations = steps_with_failures(undisturbed, 2)
+    expected, average = weights_of(undisturbed), [x.clone() for x in undisturbed.ema.averages]
+    rng = random.Random(seed)
+    for point in sorted(rng.randrange(1, operations + 1) for _ in range(points)):
+        watch = Rungs()
+        session = session_of(light, [watch], output_dir=str(tmp_path / "failing"))
+        steps_with_failures(session, 2, point)
+        assert session.step == 2 and len(watch.taken) == 1, point
+        assert_close(weights_of(session), expected)
+        for a, b in zip(session.ema.averages, average):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+        assert session.scheduler.get_last_lr() == undisturbed.scheduler.get_last_lr()
+
+
+def test_a_run_that_runs_out_of_memory_anywhere_learns_the_same(session_of, light, tmp_path):
+    check_points(session_of, light, tmp_path, 6, seed=1)
+
+
+@pytest.mark.slow
+def test_the_same_at_200_points(session_of, light, tmp_path):
+    check_points(session_of, light, tmp_path, 200, seed=2)
+
+
+def test_every_rung_is_taken_in_order_and_gives_the_same_weights(session_of, light, tmp_path):
+    undisturbed = session_of(light, output_dir=str(tmp_path / "undisturbed"))
+    operations = steps_with_failures(undisturbed, 1)
+    watch = Rungs()
+    session = session_of(light, [watch], output_dir=str(tmp_path / "failing"))
+    steps_with_failures(session, 1, *(operations // 2 + i for i in (0, 100, 300, 500)))
+    assert [rung.split()[0:2] for rung in watch.taken] == [["text", "encoder"], ["gradient", "checkpointing"], ["a", "batch"], ["a", "batch"]]
+    assert session.plan.batch_size == 1 and session.plan.checkpointing
+    assert_close(weights_of(session), weights_of(undisturbed))
+
+
+def test_activations_in_main_memory_give_the_same_weights(session_of, light, tmp_path):
+    plain, away = (session_of(light, output_dir=str(tmp_path / name)) for name in ("plain", "away"))
+    away.plan.activations_away = True
+    steps_with_failures(plain, 2)
+    steps_with_failures(away, 2)
+    first, second = weights_of(plain), weights_of(away)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_after_the_last_rung_the_work_is_kept_and_the_error_says_what_would_fit(session_of, light, backend, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("import torch\ndef fail(out, target, t, batch):\n    if batch['step'] == 1:\n"
+                    "        raise torch.cuda.OutOfMemoryError('CUDA out of memory, on purpose')\n    return 0.0 * out.sum()\n")
+    ends = []
+
+    class Watch(Listener):
+        def ended(self, session, outcome):
+            ends.append(outcome)
+
+    session = session_of(light, [Watch()], loss_term=f"{mine}:fail")
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        session.train()
+    [outcome] = ends
+    assert outcome.status == "failed" and outcome.step == 1 and outcome.lora.is_file()
+    assert "resolution" in outcome.message and "gradient checkpointing" in outcome.message and "parts of 1" in outcome.message
+    assert not [m for m in backend.components()["unet"].modules() if "forward" in m.__dict__]
+
+
+def test_previews_without_memory_are_left_out(session_of, config, monkeypatch, caplog, backend):
+    def sample(request):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+
+    monkeypatch.setattr(backend, "sample", sample)
+    session = session_of(config, preview_steps=2)
+    assert session.train().status == "completed"
+    assert "no memory to draw previews" in caplog.text
+
+
+def test_pictures_are_encoded_one_by_one_where_a_batch_does_not_fit(backend, monkeypatch):
+    x_B3HW = torch.rand(3, 3, 64, 64) * 2 - 1
+    expected, limit = backend.encode_image(x_B3HW), 1
+    encode = backend.encode_image
+
+    def tight(x):
+        if len(x) > limit:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+        return encode(x)
+
+    monkeypatch.setattr(backend, "encode_image", tight)
+    torch.testing.assert_close(encode_image(backend, x_B3HW), expected, rtol=1e-4, atol=1e-5)
+    limit = 0
+    with pytest.raises(ValueError, match="64 x 64; set resolution lower"):
+        encode_image(backend, x_B3HW)
+
+
+@pytest.mark.parametrize("error, is_one", [
+    (torch.cuda.OutOfMemoryError("x"), True), (MemoryError(), True), (RuntimeError("CUDA error: out of memory"), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False), (ValueError("out of memory"), False)])
+def test_what_counts_as_out_of_memory(error, is_one):
+    assert is_out_of_memory(error) is is_one
+
+
+def test_an_error_of_another_kind_is_not_tried_again(backend):
+    calls = []
+
+    def work():
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        attempt(Plan(backend, False, 4), work)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_undo_takes_back_weights_optimizer_and_average(kind):
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]
+    optimizer, ema = kind(parameters, lr=0.1), EMA(parameters, 0.9)
+
+    def step():
+        for p in parameters:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        ema.update()
+
+    for _ in range(2):  # before and after the optimizer has made its state
+        expected = [p.detach().clone() for p in parameters], [x.clone() for x in ema.averages], ema.updates
+        undo = Undo(parameters, optimizer, ema)
+        step()
+        once = [p.detach().clone() for p in parameters]
+        undo.restore()
+        found = [p.detach().clone() for p in parameters], [x.clone() for x in ema.averages], ema.updates
+        assert all(torch.equal(a, b) for x, y in zip(found[:2], expected[:2]) for a, b in zip(x, y)) and found[2] == expected[2]
+        step()
+        assert all(torch.equal(p, x) for p, x in zip(parameters, once))
