@@ -24,7 +24,10 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 
 @dataclass(frozen=True)
 class Example:
-    """One picture to learn from; width and height in pixels after rotation, `content_hash` of the file's bytes."""
+    """One picture to learn from; width and height in pixels after rotation, `content_hash` of the file's bytes.
+
+    `written` is the caption as it was found, before the trigger was put first; empty when none was.
+    """
 
     path: Path
     caption: str
@@ -34,6 +37,7 @@ class Example:
     content_hash: str
     mask_path: Path | None = None
     is_prior: bool = False
+    written: str = field(default="", compare=False)
 
 
 @dataclass
@@ -93,12 +97,13 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
             continue
         if not caption:
             caption, source = _sidecar_caption(path, files, gallery.warnings)
+        written = caption
         if not caption:
             caption, source = (trigger, "the trigger") if trigger else (concept, "folder names") if concept else ("", "none")
         sources[source] += 1
         transparent += found.has_alpha
         gallery.examples.append(Example(path, add_trigger(caption, trigger), found.width, found.height, repeats * times,
-                                        found.content_hash, files.mask_of(path) if masks else None, is_prior))
+                                        found.content_hash, files.mask_of(path) if masks else None, is_prior, written))
     gallery.skipped.sort(key=lambda item: path_order(item.path, root))
     if not gallery.examples:
         raise ValueError(_no_pictures(gallery))

@@ -1,0 +1,249 @@
+"""Numbers read off the pixels of one picture, without any model and without thresholds. Grey values are float32 from 0 to 255."""
+from __future__ import annotations
+
+import numpy as np
+
+EDGE_PIXELS = 60
+SMOOTH, SMOOTHER = 0.7, 1.6
+"""Standard deviations in pixels at which edges are compared."""
+STANDARD_QUANTIZATION = 57.6
+"""Mean of the luminance table that the JPEG standard prints (ITU-T T.81, annex K), which libjpeg calls quality 50."""
+
+
+def edge_width(grey_HW: np.ndarray) -> tuple[float, float]:
+    """Blur of the picture's sharpest edges, as the standard deviation in pixels of a Gaussian: in the sharpest direction, and across it.
+
+    An edge is smoothed once more, and how much it loses tells how wide it was (Zhuo and Sim, "Defocus map estimation from a single
+    image", 2011). Blur from motion widens the edges across it only. (0, 0) where there are too few edges to tell.
+    """
+    first, second = gaussian(grey_HW, SMOOTH), gaussian(grey_HW, SMOOTHER)
+    dx, dy = _slopes(first)
+    strength, weaker = np.hypot(dx, dy), np.hypot(*_slopes(second))
+    limit = max(1.2, 0.3 * float(np.quantile(strength[::2, ::2], 0.997)))
+    edges = (strength > limit) & _ridge(strength, dx, dy)
+    if edges.sum() < EDGE_PIXELS:
+        return 0.0, 0.0
+    ratio = np.square(strength[edges] / np.maximum(weaker[edges], 1e-3))
+    width = np.sqrt(np.clip((SMOOTHER ** 2 - ratio * SMOOTH ** 2) / np.maximum(ratio - 1, 1e-2), 0.0, 100.0))
+    octant = (np.round(np.arctan2(dy[edges], dx[edges]) / (np.pi / 4)).astype(int)) % 4
+    enough = max(EDGE_PIXELS / 4, 0.04 * edges.sum())
+    widths = {i: float(np.quantile(width[octant == i], 0.2)) for i in range(4) if (octant == i).sum() > enough}
+    if not widths:
+        return 0.0, 0.0
+    sharpest = min(widths, key=widths.get)
+    return widths[sharpest], widths.get((sharpest + 2) % 4, widths[sharpest])
+
+
+def _slopes(grey_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Central differences, without the outermost pixels."""
+    return (grey_HW[1:-1, 2:] - grey_HW[1:-1, :-2]) * 0.5, (grey_HW[2:, 1:-1] - grey_HW[:-2, 1:-1]) * 0.5
+
+
+def _ridge(strength: np.ndarray, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Where an edge is strongest, looked at across it."""
+    padded = np.pad(strength, 1)
+    left, right, above, below = padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]
+    across_x = np.abs(dx) > np.abs(dy)
+    return np.where(across_x, (strength >= left) & (strength > right), (strength >= above) & (strength > below))
+
+
+def gaussian(grey_HW: np.ndarray, sigma: float) -> np.ndarray:
+    reach = max(1, int(np.ceil(2.5 * sigma)))
+    kernel = np.exp(-0.5 * np.square(np.arange(-reach, reach + 1) / sigma))
+    kernel = (kernel / kernel.sum()).astype(np.float32)
+    for axis in (0, 1):
+        padding = [(reach, reach) if a == axis else (0, 0) for a in (0, 1)]
+        padded = np.pad(grey_HW, padding, mode="edge")
+        length = grey_HW.shape[axis]
+        parts = [padded[i:i + length] if axis == 0 else padded[:, i:i + length] for i in range(2 * reach + 1)]
+        # the kernel is symmetric: two parts share each factor
+        grey_HW = parts[reach] * kernel[reach]
+        for i in range(reach):
+            grey_HW += (parts[i] + parts[2 * reach - i]) * kernel[i]
+    return grey_HW
+
+
+def noise(grey_HW: np.ndarray) -> tuple[float, float]:
+    """Standard deviation of the noise in the smoothest parts, and how much of it goes when the picture is halved: 2 for noise, about 1
+    or less for texture, whose neighbouring pixels belong together (Immerkaer, "Fast noise variance estimation", 1996, by tiles)."""
+    fine = _tile_noise(grey_HW)
+    if fine.size < 16:
+        return 0.0, 0.0
+    height, width = grey_HW.shape[0] // 2 * 2, grey_HW.shape[1] // 2 * 2
+    halved = grey_HW[:height, :width].reshape(height // 2, 2, width // 2, 2).mean((1, 3))
+    coarse = _tile_noise(halved, tile=8)
+    low, low_coarse = float(np.quantile(fine, 0.15)), float(np.quantile(coarse, 0.15)) if coarse.size else 0.0
+    return low, low / max(low_coarse, 0.05)
+
+
+def _tile_noise(grey_HW: np.ndarray, tile: int = 16) -> np.ndarray:
+    """Noise of each tile that is neither pure black nor pure white, where noise is cut off."""
+    across = grey_HW[:, 2:] - 2 * grey_HW[:, 1:-1] + grey_HW[:, :-2]
+    mask = np.abs(across[2:] - 2 * across[1:-1] + across[:-2])
+    rows, columns = mask.shape[0] // tile, mask.shape[1] // tile
+    cut = (slice(0, rows * tile), slice(0, columns * tile))
+    mean_of = lambda values: values[cut].reshape(rows, tile, columns, tile).mean((1, 3))
+    level = mean_of(grey_HW[1:-1, 1:-1])
+    return (np.sqrt(np.pi / 2) / 6 * mean_of(mask))[(level > 8) & (level < 247)]
+
+
+def block_damage(grey_HW: np.ndarray) -> tuple[float, float]:
+    """What heavy JPEG compression leaves behind, also after the file was saved in another format: the share of the 63 frequencies that
+    the blocks of 8x8 pixels still have, where the grid fits, and the same where it is shifted by half a block. (1, 1) without enough
+    blocks that hold anything."""
+    phase_x, phase_y = _grid_phase(grey_HW), _grid_phase(grey_HW.T)
+    kept = _frequencies(grey_HW[phase_y:, phase_x:])
+    shifted = _frequencies(grey_HW[(phase_y + 4) % 8:, (phase_x + 4) % 8:])
+    return (1.0, 1.0) if kept is None or shifted is None else (kept, shifted)
+
+
+def _grid_phase(grey_HW: np.ndarray) -> int:
+    """Column, of 8, at which blocks begin: there the steps between neighbours are largest."""
+    steps = np.abs(np.diff(grey_HW, axis=1))
+    # strong edges belong to the picture, not to the compression
+    steps = np.minimum(steps, 12).mean(0)
+    width = len(steps) // 8 * 8
+    if not width:
+        return 0
+    return (int(steps[:width].reshape(-1, 8).mean(0).argmax()) + 1) % 8
+
+
+def _frequencies(grey_HW: np.ndarray) -> float | None:
+    rows, columns = grey_HW.shape[0] // 8, grey_HW.shape[1] // 8
+    if rows * columns < 24:
+        return None
+    blocks = grey_HW[:rows * 8, :columns * 8].reshape(rows, 8, columns, 8).transpose(0, 2, 1, 3).reshape(-1, 8, 8)
+    spread = blocks.std((1, 2))
+    blocks = blocks[(spread > 3) & (blocks.min((1, 2)) > 1) & (blocks.max((1, 2)) < 254)]
+    if len(blocks) < 24:
+        return None
+    coefficients = DCT @ blocks[:4000] @ DCT.T
+    present = (np.abs(coefficients) > 1.5).sum((1, 2)) - 1
+    return float(np.median(present)) / 63
+
+
+def _dct_matrix(size: int = 8) -> np.ndarray:
+    """The orthonormal discrete cosine transform (type II)."""
+    k, n = np.mgrid[:size, :size]
+    matrix = np.cos(np.pi * (n + 0.5) * k / size) * np.sqrt(2 / size)
+    matrix[0] *= np.sqrt(0.5)
+    return matrix.astype(np.float32)
+
+
+DCT = _dct_matrix()
+DCT32 = _dct_matrix(32)
+_LARGEST_32 = np.maximum(*np.mgrid[:32, :32])
+FINE, COARSE = _LARGEST_32 >= 18, (_LARGEST_32 >= 8) & (_LARGEST_32 < 16)
+
+
+def jpeg_quality(tables: dict[int, list[int]] | None) -> int:
+    """The quality from 1 to 100 that libjpeg would call a file's luminance table; 100 for other formats."""
+    if not tables or 0 not in tables:
+        return 100
+    scale = 100 * (sum(tables[0]) / len(tables[0])) / STANDARD_QUANTIZATION
+    quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
+    return int(np.clip(round(quality), 1, 100))
+
+
+def enlarged_by(grey_HW: np.ndarray, has_grid: bool) -> tuple[float, float]:
+    """(factor, certainty) by which a picture was enlarged; interpolation leaves a period in the second differences of its pixels
+    (Gallagher, "Detection of linear and cubic interpolation in JPEG compressed images", 2005). (1, 0) when there is none.
+
+    Compression has periods of its own, which are passed over with `has_grid`. A factor of 3 may be 1.5 too, which looks the same.
+    """
+    found = [_period(grey_HW, has_grid), _period(grey_HW.T, has_grid)]
+    factors, strengths = zip(*found)
+    if abs(factors[0] - factors[1]) > 0.06 * max(factors):
+        return 1.0, 0.0
+    return float(np.mean(factors)), float(min(strengths))
+
+
+def _period(grey_HW: np.ndarray, has_grid: bool) -> tuple[float, float]:
+    second = np.abs(grey_HW[:, 2:] - 2 * grey_HW[:, 1:-1] + grey_HW[:, :-2])
+    # a few strong edges must not outweigh all the rest
+    signal = np.log1p(np.minimum(second, 20)).mean(0)
+    if len(signal) < 64:
+        return 1.0, 0.0
+    spectrum = np.abs(np.fft.rfft((signal - gaussian(signal[None], 4.0)[0]) * np.hanning(len(signal))))
+    frequency = np.arange(len(spectrum)) / len(signal)
+    usable = frequency > 0.24
+    if has_grid:
+        for eighth in (2, 3, 4):
+            usable &= np.abs(frequency - eighth / 8) > 3 / len(signal)
+    peak = int(np.where(usable, spectrum, 0).argmax())
+    typical = float(np.median(spectrum[frequency > 0.2])) + 1e-6
+    return 1 / frequency[peak], float(spectrum[peak]) / typical
+
+
+def fine_detail(grey_HW: np.ndarray) -> float:
+    """Energy of the finest details in relation to those twice as coarse: about 0.1 to 1 for a picture in its own size, below 0.06 for one
+    that was enlarged to twice its size or is out of focus. 1 where there is too little to tell."""
+    rows, columns = grey_HW.shape[0] // 32, grey_HW.shape[1] // 32
+    blocks = grey_HW[:rows * 32, :columns * 32].reshape(rows, 32, columns, 32).transpose(0, 2, 1, 3).reshape(-1, 32, 32)
+    if len(blocks) < 4:
+        return 1.0
+    power = np.square(DCT32 @ (blocks - blocks.mean((1, 2), keepdims=True)) @ DCT32.T)
+    coarse = power[:, COARSE].sum(1)
+    busy = coarse >= max(50.0, float(np.median(coarse)))
+    return float(np.median(power[busy][:, FINE].sum(1) / coarse[busy])) if busy.sum() >= 4 else 1.0
+
+
+def repeated_pixels(grey_HW: np.ndarray) -> int:
+    """N, when every pixel stands N times beside and below itself, as after enlarging without smoothing; else 1."""
+    for factor in (8, 6, 5, 4, 3, 2):
+        if all(_repeats(values, factor) for values in (grey_HW, grey_HW.T)):
+            return factor
+    return 1
+
+
+def _repeats(grey_HW: np.ndarray, factor: int) -> bool:
+    steps = np.abs(np.diff(grey_HW, axis=1)).mean(0)
+    width = len(steps) // factor * factor
+    if width < 4 * factor:
+        return False
+    by_phase = steps[:width].reshape(-1, factor)
+    means = np.sort(by_phase.mean(0))
+    active = float((by_phase > 0.5).any(1).mean())
+    return means[-1] > 1.0 and means[-2] < 0.02 * means[-1] and active > 0.5
+
+
+def bars(rgb_HW3: np.ndarray) -> dict[str, float]:
+    """Share of height or width that a bar of one colour takes at each side: top, bottom, left, right; 0 where there is none."""
+    turned = rgb_HW3.transpose(1, 0, 2)
+    sides = {"top": rgb_HW3, "bottom": rgb_HW3[::-1], "left": turned, "right": turned[::-1]}
+    return {side: _bar_at_the_top(view) for side, view in sides.items()}
+
+
+def _bar_at_the_top(rgb_HW3: np.ndarray) -> float:
+    """Share of rows that have one and the same colour, if what follows begins along a straight line over the whole width and is no
+    plain stripe itself."""
+    height = len(rgb_HW3)
+    colour = np.median(rgb_HW3[:max(1, height // 100)].reshape(-1, 3), axis=0).astype(np.int16)
+    head = rgb_HW3[:height * 6 // 10].astype(np.int16)
+    share = (np.abs(head - colour).max(-1) > 14).mean(1)
+    plain = share < 0.02
+    if not plain[0] or plain.all():
+        return 0.0
+    end = int(plain.argmin())
+    depth = max(2, height // 100)
+    following = head[end + depth:end + 4 * depth]
+    if not end < 0.45 * height or not len(following):
+        return 0.0
+    own_colour = np.median(following, axis=1, keepdims=True)
+    varied = (np.abs(following - own_colour).max(-1) > 6).mean()
+    straight = share[end:end + depth + 1].max() > 0.8
+    return end / height if straight and varied > 0.25 and plain[end:].mean() < 0.1 else 0.0
+
+
+def perceptual_hash(grey_32: np.ndarray) -> np.ndarray:
+    """64 bits of a picture shrunk to 32x32: the signs of its lowest frequencies around their median (pHash)."""
+    low = (DCT32 @ grey_32 @ DCT32.T)[:8, :8].ravel()
+    low[0] = 0
+    return np.packbits(low > np.median(low))
+
+
+
+def missing_part(rgb_HW3: np.ndarray) -> float:
+    """Share of the height that is one flat grey (128) at the bottom: what a decoder puts where a broken download ends."""
+    flat = (np.abs(rgb_HW3[::-1].astype(np.int16) - 128).max(-1) <= 2).mean(1) > 0.995
+    return float(flat.argmin() if not flat.all() else len(flat)) / len(flat)
