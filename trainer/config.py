@@ -241,5 +241,10 @@ SETTINGS: dict[str, Setting] = {field.name: _definition(field) for field in data
 class _Dumper(yaml.SafeDumper):
     """Quotes also the texts that only `config_files.py` (or YAML 1.2) reads as numbers, such as 1e5."""
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Line ends of other alphabets are escaped: within single quotes they would be read back as a space."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{NUMBER.pattern})$", re.ASCII), list("-+.0123456789"))

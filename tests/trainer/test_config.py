@@ -58,7 +58,7 @@ def test_describe_settings_gives_four_texts_per_setting():
 
 
 def test_dict_and_yaml_round_trip():
-    config = TrainConfig("図/ my pics", trigger="1e5", name="007", mixed_precision="no", preview_prompts=["a: b", "no", "0x10"],
+    config = TrainConfig("図/ my pics", trigger="1e5", name="007", mixed_precision="no", preview_prompts=["a: b", "no", "0x10", "\x85", "a\u2028b\u2029"],
                          optimizer_args={"betas": [0.9, 0.999], "name": "true", "eps": 1e-30}, seed=2**63 - 1, learning_rate=1e-5)
     assert TrainConfig.from_dict(config.to_dict()) == config
     assert load(config.to_yaml()) == config
