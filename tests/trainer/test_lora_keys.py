@@ -51,9 +51,9 @@ def test_published_names_translate_both_ways(layout, ldm, diffusers):
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
 def test_every_layer_translates_as_in_diffusers_own_reader_of_checkpoints(family):
+    unet = tiny_unet(family)
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    unet = tiny_unet(family)
     layout = layout_of(path for path, _ in unet.named_modules())
     expected = {
         f"{path}.{kind}": torch.tensor(number) for number, path in enumerate(layer_paths(unet)) for kind in ("weight", "bias")

@@ -234,8 +234,10 @@ def rates(total: int, **settings) -> list[float]:
 def test_schedules_equal_those_of_transformers(name, cycles):
     optimization = pytest.importorskip("transformers.optimization")
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    special = {"num_cycles": cycles} if name == "cosine_with_restarts" else {}
-    theirs = optimization.get_scheduler(name, optimizer, 0, None if name == "constant" else 50, scheduler_specific_kwargs=special)
+    if name == "cosine_with_restarts":
+        theirs = optimization.get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, 0, 50, num_cycles=cycles)
+    else:
+        theirs = optimization.get_scheduler(name, optimizer, 0, None if name == "constant" else 50)
     expected = []
     for _ in range(50):
         expected.append(optimizer.param_groups[0]["lr"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -14,8 +15,7 @@ ATTENTION_UP, PLAIN_UP = "CrossAttnUpBlock2D", "UpBlock2D"
 
 def tiny_unet(family: str = "sd15") -> nn.Module:
     """The UNet of SD1.5, SD2 (linear projections) or SDXL with 16 or 32 channels: as many blocks, the same names."""
-    from diffusers import UNet2DConditionModel
-
+    diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(1)
     shape = dict(
         sample_size=8,
@@ -44,7 +44,7 @@ def tiny_unet(family: str = "sd15") -> nn.Module:
             up_block_types=(PLAIN_UP,) + (ATTENTION_UP,) * 3,
             use_linear_projection=family == "sd2",
         )
-    return UNet2DConditionModel(**shape).eval().requires_grad_(False)
+    return diffusers.UNet2DConditionModel(**shape).eval().requires_grad_(False)
 
 
 def tiny_text_encoder(projection: bool = False) -> nn.Module:

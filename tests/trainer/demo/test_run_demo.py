@@ -2,12 +2,14 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from hotlora.trainer.demo.run_demo import GALLERY_DIR, run_demo, write_gallery
 
 
 def test_the_demo_learns_the_mascot_and_forgets_nothing(tmp_path):
+    pytest.importorskip("diffusers", reason="the embedded base needs diffusers, which hosts may lack")
     result = run_demo(tmp_path / "demo")
     assert result == json.loads((tmp_path / "demo" / "result.json").read_text())
     assert set(result) == {"base_score", "lora_score", "prompt_accuracy_base", "prompt_accuracy_lora", "seconds", "lora", "grid"}
