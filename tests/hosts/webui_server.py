@@ -90,6 +90,7 @@ class WebuiServer:
                        "GRADIO_ANALYTICS_ENABLED": "False", "TMPDIR": str(self.base / "tmp"), "no_proxy": "127.0.0.1,localhost"}
         for name in ("PYTHONPATH", "COMMANDLINE_ARGS"):
             environment.pop(name, None)
+        begun = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("a") as stream:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         until = time.monotonic() + timeout
@@ -97,10 +98,13 @@ class WebuiServer:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the webui ended at once:\n{self.tail()}")
             try:
-                self.get("/sdapi/v1/cmd-flags")
-                return self
+                # routes come one after the other, and the last ones are there when this line is
+                if b"Startup time:" in self.log.read_bytes()[begun:]:
+                    self.get("/sdapi/v1/cmd-flags")
+                    return self
             except (OSError, ValueError):
-                time.sleep(0.3)
+                pass
+            time.sleep(0.3)
         raise RuntimeError(f"the webui does not answer:\n{self.tail()}")
 
     @property
@@ -199,7 +203,8 @@ def _sd_config(shapes: dict, prediction: str) -> dict:
         "linear_start": 0.00085, "linear_end": 0.0120, "num_timesteps_cond": 1, "timesteps": 1000, "first_stage_key": "jpg",
         "cond_stage_key": "txt", "image_size": 64, "channels": 4, "cond_stage_trainable": False, "conditioning_key": "crossattn",
         "monitor": "val/loss_simple_ema", "scale_factor": shapes["vae"]["scaling_factor"], "use_ema": False, "parameterization": prediction,
-        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": _unet_config(shapes)},
+        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                        "params": {**_unet_config(shapes), "image_size": 32}},
         "first_stage_config": _vae_config(shapes, "ldm.models.autoencoder.AutoencoderKL"), "cond_stage_config": text}}
 
 
@@ -235,7 +240,7 @@ def _unet_config(shapes: dict) -> dict:
     attends = ["CrossAttn" in kind for kind in unet["down_block_types"]]
     heads = unet["attention_head_dim"]
     counted = {"num_heads": heads} if isinstance(heads, int) else {"num_head_channels": widths[0] // heads[0]}
-    return {"image_size": 32, "in_channels": unet["in_channels"], "out_channels": unet["out_channels"], "model_channels": widths[0],
+    return {"in_channels": unet["in_channels"], "out_channels": unet["out_channels"], "model_channels": widths[0],
             "attention_resolutions": [2 ** level for level, wanted in enumerate(attends) if wanted], "num_res_blocks": unet["layers_per_block"],
             "channel_mult": [width // widths[0] for width in widths], "use_spatial_transformer": True, "transformer_depth": depths,
             "use_linear_in_transformer": unet.get("use_linear_projection", False), "context_dim": unet["cross_attention_dim"],

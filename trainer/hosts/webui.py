@@ -128,7 +128,7 @@ class WebuiBackend:
         with queue.held(), ExitStack() as stack:
             self._check_base()
             model, unet = self.model, self.unet
-            for prepared in (own_unet(), without_loras(model), whole_attention(model), attention_with_backward(), no_checkpointing(unet),
+            for prepared in (own_unet(), without_loras(model), attention_with_backward(), whole_attention(model), no_checkpointing(unet),
                              plain_tensors(unet), frozen_forwards(unet, webui_forward)):
                 stack.enter_context(prepared)
             unet.eval()

@@ -143,7 +143,7 @@ def attention_with_backward() -> Iterator[None]:
 
 @contextmanager
 def whole_attention(model: Any) -> Iterator[None]:
-    """Without what draws faster by leaving out or cutting up: token merging and hypertile."""
+    """Without what draws faster by leaving out or cutting up: token merging and hypertile, which keeps an attention of its own."""
     ratio = getattr(model, "applied_token_merged_ratio", 0)
     with ExitStack() as stack:
         if ratio:
@@ -153,6 +153,7 @@ def whole_attention(model: Any) -> Iterator[None]:
             tiling = part.__dict__.get("__webui_hypertile_params")
             if tiling is not None:
                 _set(stack, tiling, "enabled", False)
+                _set(stack, tiling, "forward", type(part).forward.__get__(part))
         yield
 
 
