@@ -1,0 +1,133 @@
+// Captions that were typed: kept in the browser with every key press until the server has them, so that no error, reload or
+// other writer can lose them.
+import { post } from "./api.js";
+import { galleryChanged } from "./gallery_data.js";
+import { getState, setState, subscribe } from "./store.js";
+
+const KEPT = "hotlora.captions";
+const WAIT = 700;
+const RETRY = 3000;
+
+let drafts = read();           // {folder: {file: text}}
+let timer = 0;
+let sending = false;
+let open = false;
+
+function read() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
+    return kept && typeof kept === "object" ? kept : {};
+  } catch {
+    return {};
+  }
+}
+
+function keep() {
+  try {
+    localStorage.setItem(KEPT, JSON.stringify(drafts));
+  } catch { /* full or private: they are still in memory and on their way */ }
+}
+
+export const draftOf = (folder, file) => drafts[folder]?.[file];
+
+export function typed(folder, captions) {
+  drafts = { ...drafts, [folder]: { ...drafts[folder], ...captions } };
+  keep();
+  setState({ captionState: "waiting", drafts });
+  clearTimeout(timer);
+  timer = setTimeout(sendCaptions, WAIT);
+}
+
+export async function sendCaptions() {
+  clearTimeout(timer);
+  if (sending) {
+    timer = setTimeout(sendCaptions, WAIT);
+    return;
+  }
+  sending = true;
+  let failure = null;
+  for (const [folder, captions] of Object.entries(drafts)) {
+    if (!Object.keys(captions).length) continue;
+    setState({ captionState: "saving" });
+    failure = (await send(folder, captions)) ?? failure;
+  }
+  sending = false;
+  if (failure) {
+    setState({ captionState: "failed", captionError: failure });
+    // what the server has turned down, it would turn down again
+    if (!isFinal(failure)) timer = setTimeout(sendCaptions, RETRY);
+  } else if (Object.values(drafts).some((captions) => Object.keys(captions).length)) {
+    timer = setTimeout(sendCaptions, WAIT);
+  } else {
+    setState({ captionState: "saved", captionError: null });
+  }
+}
+
+const isFinal = (error) => error.status >= 400 && error.status < 500;
+
+// One picture that is gone must not keep the others from being saved.
+async function send(folder, captions) {
+  try {
+    took(folder, captions, (await post("gallery/captions", { folder, captions })).captions);
+    return null;
+  } catch (error) {
+    const files = Object.keys(captions);
+    if (!isFinal(error) || files.length === 1) return error;
+    let failure = null;
+    for (const file of files) failure = (await send(folder, { [file]: captions[file] })) ?? failure;
+    return failure;
+  }
+}
+
+// What was typed while the request was on its way is still to be sent.
+function took(folder, captions, written) {
+  const left = Object.fromEntries(Object.entries(drafts[folder] ?? {}).filter(([file, text]) => captions[file] !== text));
+  setDrafts(folder, left);
+  galleryChanged({ folder, captions: written });
+}
+
+function setDrafts(folder, captions) {
+  const { [folder]: _, ...others } = drafts;
+  drafts = Object.keys(captions).length ? { ...others, [folder]: captions } : others;
+  keep();
+  setState({ drafts });
+}
+
+export function dropDrafts() {
+  for (const folder of Object.keys(drafts)) setDrafts(folder, {});
+  setState({ captionState: "saved", captionError: null });
+}
+
+// What a page that was closed too early could not send.
+subscribe(() => {
+  const now = getState().connection === "open";
+  if (now && !open && Object.keys(drafts).length) timer = setTimeout(sendCaptions, 0);
+  open = now;
+});
+setState({ drafts });
+
+export const tagsOf = (caption) => caption.split(",").map((tag) => tag.trim()).filter(Boolean);
+
+// Changes of many captions at once, each from text to text.
+export function replaceIn(caption, find, replacement, wholeTag) {
+  if (!find) return caption;
+  if (!wholeTag) return caption.split(find).join(replacement);
+  return tagsOf(caption).map((tag) => (tag === find.trim() ? replacement.trim() : tag)).filter(Boolean).join(", ");
+}
+
+export function addTag(caption, tag, atStart) {
+  const tags = tagsOf(caption);
+  if (!tag.trim() || tags.includes(tag.trim())) return caption;
+  return (atStart ? [tag.trim(), ...tags] : [...tags, tag.trim()]).join(", ");
+}
+
+export const removeTag = (caption, tag) => tagsOf(caption).filter((one) => one !== tag.trim()).join(", ");
+
+// About as many tokens as CLIP makes of it: a long word is several, and every Chinese character is one or two.
+export function tokens(caption) {
+  let count = 0;
+  for (const [part] of caption.matchAll(/[\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]|[A-Za-z\u00c0-\u024f\u0370-\u04ff]+|\d|[^\s\w]/gu)) {
+    count += part.charCodeAt(0) >= 0x3000 ? 2 : /^\p{L}/u.test(part) ? Math.ceil(part.length / 8) : 1;
+  }
+  return count;
+}

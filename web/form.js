@@ -1,0 +1,88 @@
+// What the user has typed for the next run. It is kept in the browser with every key press, and the same in all tabs.
+import { useEffect, useState } from "./vendor/hooks.mjs";
+
+const KEPT = "hotlora.form";
+const EMPTY = { folder: "", name: "", trigger: "", preset: "balanced", subject: "", more: {} };
+const listeners = new Set();
+let form = read();
+
+function read() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
+    return { ...EMPTY, ...(kept && typeof kept === "object" ? kept : {}) };
+  } catch {
+    return { ...EMPTY };
+  }
+}
+
+export const getForm = () => form;
+
+export function changeForm(patch) {
+  form = { ...form, ...patch };
+  try {
+    localStorage.setItem(KEPT, JSON.stringify(form));
+  } catch { /* private mode or full: the form still works until the page is closed */ }
+  for (const listener of listeners) listener();
+}
+
+export function changeMore(name, value) {
+  const { [name]: _, ...rest } = form.more;
+  changeForm({ more: value === undefined ? rest : { ...rest, [name]: value } });
+}
+
+window.addEventListener("storage", (event) => {
+  if (event.key !== KEPT) return;
+  form = read();
+  for (const listener of listeners) listener();
+});
+
+export function useForm() {
+  const [, redraw] = useState(0);
+  useEffect(() => {
+    const listener = () => redraw((n) => n + 1);
+    listeners.add(listener);
+    return () => listeners.delete(listener);
+  }, []);
+  return form;
+}
+
+// Prompts that show the subject in other places than the pictures do.
+const PROMPTS = {
+  person: (who) => [`a photo of ${who}`, `a portrait of ${who} in a forest, evening light`],
+  character: (who) => [`${who}, full body, white background`, `${who} walking through a city at night`],
+  style: (who) => [`a house by the sea, ${who}`, `a portrait of a woman, ${who}`],
+  object: (who) => [`a photo of ${who} on a white table`, `a photo of ${who} in a garden`],
+};
+export const SUBJECTS = Object.keys(PROMPTS);
+
+// The form as the settings of TrainConfig. Empty fields are left out, so that the server's own defaults count.
+export function settingsOf(one) {
+  const settings = { train_data_dir: one.folder.trim(), ...one.more };
+  if (one.name.trim()) settings.name = one.name.trim();
+  if (one.trigger.trim()) settings.trigger = one.trigger.trim();
+  if (PROMPTS[one.subject] && one.trigger.trim() && settings.preview_prompts === undefined) {
+    settings.preview_prompts = PROMPTS[one.subject](one.trigger.trim());
+  }
+  return settings;
+}
+
+export const PREVIEWS = 8;
+export const SAVES = 4;
+
+// Previews and saved steps are spread over the run where the user has not said otherwise.
+export function spread(settings, steps) {
+  return {
+    ...settings,
+    preview_steps: settings.preview_steps ?? Math.max(1, Math.round(steps / PREVIEWS)),
+    save_steps: settings.save_steps ?? Math.max(1, Math.round(steps / SAVES)),
+  };
+}
+
+// Fill the form from settings, as a file or a former run has them.
+export function formFrom(settings, preset, known) {
+  const { train_data_dir, name, trigger, ...rest } = settings;
+  const more = Object.fromEntries(Object.entries(rest).filter(([key, value]) => known.some((one) => one.name === key && !one.decided && !same(one, value))));
+  changeForm({ folder: train_data_dir ?? "", name: name ?? "", trigger: trigger ?? "", preset: preset ?? form.preset, subject: "", more });
+}
+
+export const same = (setting, value) => JSON.stringify(value ?? null) === JSON.stringify(setting.default ?? null);

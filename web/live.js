@@ -1,0 +1,172 @@
+// What the server has and what happens there: read once, then followed by its events, also over a lost connection.
+import { address, ApiError, get, jobPath } from "./api.js";
+import { addLosses, reloadCurves } from "./curves.js";
+import { galleryChanged } from "./gallery_data.js";
+import { getState, setState } from "./store.js";
+import { notifyEnd } from "./notify.js";
+
+const RETRY = 1500;
+export const ACTIVE = ["preparing", "running", "paused"];
+export const ENDED = ["completed", "stopped", "failed", "interrupted", "cancelled"];
+const LOG_LINES = 500;
+
+let source = null;
+let timer = 0;
+
+export async function start() {
+  clearTimeout(timer);
+  source?.close();
+  try {
+    await loadAll();
+  } catch (error) {
+    lost(error);
+    return;
+  }
+  connect();
+}
+
+async function loadAll() {
+  const [status, snapshot] = await Promise.all([get("status"), get("jobs")]);
+  takeSnapshot(snapshot);
+  setState({ status, connection: "open" });
+  // what only part of the page needs may fail without the rest
+  const [settings] = await Promise.all([
+    getState().settings.length ? getState().settings : get("settings").then((found) => found.settings), refreshGalleries(), refreshLoras(), refreshDetails(), reloadCurves(),
+  ]);
+  setState({ settings });
+}
+
+let lastEvent = 0;
+
+function takeSnapshot(snapshot) {
+  lastEvent = snapshot.last_event ?? 0;
+  setState({ jobs: snapshot.jobs, queue: snapshot.queue ?? [], waiting: Boolean(snapshot.waiting) });
+}
+
+function connect() {
+  source = new EventSource(address("events", { after: lastEvent }));
+  for (const kind of Object.keys(TAKE)) {
+    source.addEventListener(kind, (message) => {
+      const event = JSON.parse(message.data);
+      lastEvent = Math.max(lastEvent, event.id);
+      TAKE[kind](event);
+    });
+  }
+  source.onerror = () => lost();
+}
+
+// Whatever the cause, begin again from a fresh reading: the server may be another one by now.
+function lost(error) {
+  source?.close();
+  source = null;
+  setState({ connection: "lost", problem: error instanceof ApiError && error.status ? error : null });
+  clearTimeout(timer);
+  timer = setTimeout(start, RETRY);
+}
+
+export async function refreshGalleries() {
+  try {
+    setState({ galleries: (await get("galleries")).galleries });
+  } catch { /* the list is a convenience */ }
+}
+
+export async function refreshLoras() {
+  try {
+    setState({ loras: (await get("loras")).loras });
+  } catch { /* shown as unknown */ }
+}
+
+// What was logged before this page was opened stands in the events only; they are read through once, when somebody looks.
+export function loadLog(id) {
+  const until = lastEvent;
+  const lines = [];
+  const past = new EventSource(address("events", { after: 0 }));
+  const end = () => {
+    past.close();
+    setState((s) => {
+      const newest = lines.at(-1)?.time ?? 0;
+      return { logs: { ...s.logs, [id]: [...lines, ...(s.logs[id] ?? []).filter((one) => one.time > newest)].slice(-LOG_LINES) } };
+    });
+  };
+  for (const kind of Object.keys(TAKE)) {
+    past.addEventListener(kind, (message) => {
+      const event = JSON.parse(message.data);
+      if (kind === "log" && event.job === id && event.id <= until) lines.push({ time: event.time, text: event.text });
+      if (event.id >= until) end();
+    });
+  }
+  past.onerror = end;
+}
+
+const refreshDetails = () => Promise.allSettled(Object.keys(getState().details).map(loadJob));
+
+export async function loadJob(id) {
+  const job = await get(jobPath(id));
+  setState((s) => ({ details: { ...s.details, [id]: job } }));
+  patchJob(id, withoutLong(job));
+  return job;
+}
+
+function withoutLong({ settings, previews, details, ...short }) {
+  return short;
+}
+
+// A job as far as it is known: the short state, with the long parts where they were read.
+export function jobOf(state, id) {
+  const short = state.jobs?.find((job) => job.id === id);
+  return short && state.details[id] ? { ...state.details[id], ...short } : short ?? null;
+}
+
+export const activeJob = (state) => state.jobs?.find((job) => ACTIVE.includes(job.status)) ?? null;
+
+export function patchJob(id, patch) {
+  setState((s) => {
+    const jobs = s.jobs ?? [];
+    return { jobs: jobs.some((job) => job.id === id) ? jobs.map((job) => (job.id === id ? { ...job, ...patch } : job)) : [{ id, ...patch }, ...jobs] };
+  });
+}
+
+const TAKE = {
+  job(event) {
+    if (event.removed) {
+      const id = event.id_of_job ?? event.job;
+      setState((s) => ({ jobs: (s.jobs ?? []).filter((job) => job.id !== id) }));
+      return;
+    }
+    const before = getState().jobs?.find((job) => job.id === event.job);
+    patchJob(event.job, event.state);
+    setState({ queue: event.queue ?? getState().queue, waiting: event.waiting ?? getState().waiting });
+    if (before && ACTIVE.includes(before.status) && ENDED.includes(event.state.status)) {
+      if (getState().details[event.job]) loadJob(event.job).catch(() => {});
+      notifyEnd(event.state);
+    }
+  },
+  step(event) {
+    const { step, total_steps, loss, seconds_left } = event;
+    patchJob(event.job, { step, total_steps, loss, seconds_left });
+    if (!event.thinned) addLosses(event.job, event.losses ?? [[step, loss]]);
+  },
+  saved(event) {
+    const job = getState().jobs?.find((one) => one.id === event.job);
+    if (!job) return;
+    const saved = (job.saved ?? []).filter((entry) => entry.name !== event.name);
+    patchJob(event.job, { saved: [...saved, { step: event.step, name: event.name, tag: `<lora:${event.name}:1>` }], lora: event.name });
+  },
+  preview(event) {
+    setState((s) => {
+      const whole = s.details[event.job];
+      if (!whole) return {};
+      const files = new Set(event.previews.map((one) => one.file));
+      const previews = [...(whole.previews ?? []).filter((one) => !files.has(one.file)), ...event.previews];
+      return { details: { ...s.details, [event.job]: { ...whole, previews } } };
+    });
+  },
+  log(event) {
+    setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));
+  },
+  loras: () => refreshLoras(),
+  gallery(event) {
+    galleryChanged(event);
+    if (!event.captions) refreshGalleries();
+  },
+};

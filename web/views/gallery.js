@@ -1,0 +1,244 @@
+// The gallery: pictures in a grid that draws only what is in sight, captions edited in place, and tools for many at once.
+import { useEffect, useLayoutEffect, useRef, useState } from "../vendor/hooks.mjs";
+import { getState, html, toast, useStore } from "../store.js";
+import { pictureUrl, post } from "../api.js";
+import { changeForm, useForm } from "../form.js";
+import { draftOf, dropDrafts, sendCaptions, tagsOf, tokens, typed } from "../captions.js";
+import { loadGallery, reloadGallery } from "../gallery_data.js";
+import { number, said, t } from "../i18n.js";
+import { refreshGalleries } from "../live.js";
+import { sendFiles } from "../uploads.js";
+import { Action, Empty, Icon, Problem } from "./parts.js";
+import { DropZone, failedText, FileButton, galleryForFiles, useGallery } from "./pictures.js";
+import { GalleryTools } from "./gallery_tools.js";
+import { PictureDialog } from "./picture_dialog.js";
+
+const CELL = 210;            // the least width of a cell
+const CELL_HEIGHT = 292;
+const GAP = 12;
+const SPARE_ROWS = 2;
+export const TOKENS = 75;
+const SIDES = { sdxl: 1024, flux: 1024, sd3: 1024 };
+
+export function GalleryScreen() {
+  const form = useForm();
+  const family = useStore((s) => s.status?.base?.family);
+  const [showCut, setShowCut] = useState(false);
+  const resolution = showCut ? Number(form.more.resolution) || SIDES[family] || 512 : undefined;
+  const gallery = useGallery(form.folder, resolution);
+  const error = useStore((s) => s.galleryError);
+  const loading = useStore((s) => s.galleryLoading);
+  useStore((s) => s.drafts);
+  const [search, setSearch] = useState("");
+  const [selected, setSelected] = useState(new Set());
+  const [problem, setProblem] = useState(null);
+  const [sending, setSending] = useState(null);
+  const [open, setOpen] = useState(null);
+  useEffect(() => setSelected(new Set()), [form.folder]);
+
+  const add = async (files) => {
+    setProblem(null);
+    try {
+      const folder = await galleryForFiles(form.folder, files);
+      const result = await sendFiles(folder, files, (done, total) => setSending({ done, total }));
+      changeForm({ folder });
+      await loadGallery(folder, resolution);
+      refreshGalleries();
+      if (result.failed.length) setProblem(failedText(result.failed));
+    } catch (wrong) {
+      setProblem(wrong);
+    } finally {
+      setSending(null);
+    }
+  };
+  const pictures = gallery?.pictures ?? [];
+  const shown = pictures.filter((one) => matches(gallery.folder, one, search));
+  const chosen = shown.filter((one) => selected.has(one.file));
+  return html`<${DropZone} onFiles=${add} onProblem=${setProblem}><section class="card gallery" aria-labelledby="hl-gallery-title">
+    <header class="gallery-head"><h1 id="hl-gallery-title">${t("nav.gallery")}</h1><${FolderChooser} /><${FileButton} onFiles=${add} /></header>
+    ${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
+      ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
+    <${Problem} error=${problem} onClose=${() => setProblem(null)} />
+    ${form.folder.trim() && error && html`<${Problem} error=${error} />`}
+    ${!form.folder.trim() && html`<${Empty} icon="images" title=${t("gallery.none")}><p>${t("upload.drop")}</p><p class="hint">${t("upload.hint")}</p><//>`}
+    ${gallery && !pictures.length && !loading && html`<${Empty} icon="images" title=${t("gallery.empty")}><p>${t("upload.drop")}</p><//>`}
+    ${loading && !gallery && html`<p class="hint" aria-busy="true">${t("plan.reading")}</p>`}
+    ${gallery && html`<${Notices} gallery=${gallery} />`}
+    ${pictures.length > 0 && html`
+      <${GalleryTools} gallery=${gallery} pictures=${chosen.length ? chosen : shown} chosen=${chosen.length} search=${search} onSearch=${setSearch} />
+      <div class="gallery-bar"><span>${t("gallery.shown", { shown: number(shown.length), all: number(pictures.length) })}</span>
+        <label class="check"><input type="checkbox" checked=${showCut} onChange=${(event) => setShowCut(event.target.checked)} />${t("gallery.cut")}</label>
+        ${chosen.length > 0 && html`<span>${t("gallery.selected", { n: chosen.length })}</span>
+          <${Action} icon="trash" label=${t("gallery.remove")} onError=${setProblem} run=${() => removeFiles(gallery, chosen, setProblem)} />
+          <button type="button" class="link" onClick=${() => setSelected(new Set())}>${t("gallery.unselect")}</button>`}
+        <${SaveState} /></div>
+      <${Grid} gallery=${gallery} pictures=${shown} selected=${selected} onSelect=${setSelected} showCut=${showCut} onOpen=${setOpen}
+        onRemove=${(some) => removeFiles(gallery, some, setProblem).catch(setProblem)} />`}
+    ${open !== null && shown[open] && html`<${PictureDialog} gallery=${gallery} picture=${shown[open]} position=${t("gallery.position", { n: open + 1, all: shown.length })}
+      onMove=${(by) => setOpen(Math.min(shown.length - 1, Math.max(0, open + by)))} onClose=${() => setOpen(null)} />`}
+  </section><//>`;
+}
+
+export const captionOf = (folder, one) => draftOf(folder, one.file) ?? one.caption;
+
+function matches(folder, one, search) {
+  const wanted = search.trim().toLowerCase();
+  if (!wanted) return true;
+  const caption = captionOf(folder, one);
+  if (wanted.startsWith("tag:")) return tagsOf(caption.toLowerCase()).includes(wanted.slice(4).trim());
+  return caption.toLowerCase().includes(wanted) || one.file.toLowerCase().includes(wanted);
+}
+
+function FolderChooser() {
+  const form = useForm();
+  const galleries = useStore((s) => s.galleries);
+  const known = galleries.some((one) => one.folder === form.folder.trim());
+  return html`<label class="folder-choice"><span class="hidden">${t("train.folder")}</span>
+    <select value=${form.folder.trim()} onChange=${(event) => changeForm({ folder: event.target.value })}>
+      <option value="">${t("gallery.choose")}</option>
+      ${!known && form.folder.trim() && html`<option value=${form.folder.trim()}>${form.folder.trim()}</option>`}
+      ${galleries.map((one) => html`<option value=${one.folder}>${one.name} (${number(one.pictures ?? 0)})</option>`)}
+    </select></label>`;
+}
+
+function Notices({ gallery }) {
+  const { warnings = [], skipped = [] } = gallery;
+  return html`${warnings.map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
+    ${skipped.length > 0 && html`<details class="skipped"><summary>${t("train.skipped", { n: skipped.length })}</summary>
+      <ul>${skipped.map((one) => html`<li><b>${one.file}</b> ${said(one.reason)}</li>`)}</ul></details>`}`;
+}
+
+async function removeFiles(gallery, some, onProblem) {
+  const files = some.map((one) => one.file);
+  await post("gallery/remove", { folder: gallery.folder, files });
+  reloadGallery();
+  const back = () => post("gallery/restore", { folder: gallery.folder, files }).then(reloadGallery, onProblem);
+  toast(t("gallery.removed", { n: files.length }), { label: t("undo"), run: back });
+}
+
+export function SaveState() {
+  const state = useStore((s) => s.captionState);
+  const error = useStore((s) => s.captionError);
+  if (!state) return null;
+  if (state === "failed") {
+    return html`<span class="save-state wrong" role="status"><${Icon} name="warn" />${t("captions.failed", { why: said(error.message) })}
+      <button type="button" class="link" onClick=${sendCaptions}>${t("again")}</button>
+      ${error.status >= 400 && error.status < 500 && html`<button type="button" class="link" onClick=${dropDrafts}>${t("captions.drop")}</button>`}</span>`;
+  }
+  return html`<span class="save-state" role="status">${state === "saved" ? html`<${Icon} name="check" />` : ""}${t(`captions.${state}`)}</span>`;
+}
+
+// Only the rows in sight, and a few more, exist as elements; the rest is empty space of the right height.
+function Grid({ gallery, pictures, selected, onSelect, showCut, onOpen, onRemove }) {
+  const box = useRef(null);
+  const [view, setView] = useState({ width: 800, top: 0, height: 900 });
+  const [focus, setFocus] = useState(0);
+  const last = useRef(0);
+  useLayoutEffect(() => {
+    const measure = () => {
+      const place = box.current?.getBoundingClientRect();
+      if (place) setView({ width: place.width, top: Math.max(0, -place.top), height: window.innerHeight });
+    };
+    measure();
+    const watch = new ResizeObserver(measure);
+    watch.observe(box.current);
+    window.addEventListener("scroll", measure, { passive: true, capture: true });
+    return () => {
+      watch.disconnect();
+      window.removeEventListener("scroll", measure, { capture: true });
+    };
+  }, []);
+  const columns = Math.max(1, Math.floor((view.width + GAP) / (CELL + GAP)));
+  const rowHeight = CELL_HEIGHT + GAP;
+  const rows = Math.ceil(pictures.length / columns);
+  const from = Math.max(0, Math.floor(view.top / rowHeight) - SPARE_ROWS);
+  const to = Math.min(rows, Math.ceil((view.top + view.height) / rowHeight) + SPARE_ROWS);
+  const width = (view.width - GAP * (columns - 1)) / columns;
+  const go = (index, part = "picture") => {
+    const next = Math.min(pictures.length - 1, Math.max(0, index));
+    setFocus(next);
+    focusCell(box.current, next, Math.floor(next / columns) * rowHeight, part);
+  };
+  const select = (index, event) => {
+    const some = new Set(selected);
+    const file = pictures[index].file;
+    if (event.shiftKey) for (let i = Math.min(last.current, index); i <= Math.max(last.current, index); i++) some.add(pictures[i].file);
+    else if (some.has(file)) some.delete(file);
+    else some.add(file);
+    last.current = index;
+    onSelect(some);
+  };
+  const key = (event, index) => {
+    const way = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -index, End: pictures.length - 1 - index }[event.key];
+    if (way !== undefined) go(index + way);
+    else if (event.key === "Enter") go(index, "caption");
+    else if (event.key === " ") select(index, event);
+    else if (event.key === "o") onOpen(index);
+    else if (event.key === "Delete") onRemove(selected.has(pictures[index].file) ? pictures.filter((one) => selected.has(one.file)) : [pictures[index]]);
+    else if (event.key === "a" && (event.ctrlKey || event.metaKey)) onSelect(new Set(pictures.map((one) => one.file)));
+    else if (event.key === "Escape") onSelect(new Set());
+    else return;
+    event.preventDefault();
+  };
+  const cells = [];
+  for (let i = from * columns; i < Math.min(to * columns, pictures.length); i++) {
+    const style = { left: `${(i % columns) * (width + GAP)}px`, top: `${Math.floor(i / columns) * rowHeight}px`, width: `${width}px`, height: `${CELL_HEIGHT}px` };
+    cells.push(html`<${Cell} key=${pictures[i].file} index=${i} all=${pictures.length} gallery=${gallery} one=${pictures[i]} style=${style} showCut=${showCut}
+      caption=${captionOf(gallery.folder, pictures[i])} isSelected=${selected.has(pictures[i].file)} isFocus=${i === focus} onKey=${key} onSelect=${select} onGo=${go} onOpen=${onOpen} />`);
+  }
+  return html`<p class="hint keys">${t("gallery.keys")}</p>
+    <div class="grid" ref=${box} role="list" aria-label=${t("nav.gallery")} style=${{ height: `${Math.max(0, rows * rowHeight - GAP)}px` }}>${cells}</div>`;
+}
+
+// The cell may not be drawn yet: bring its row into sight first.
+function focusCell(box, index, top, part) {
+  const find = () => box.querySelector(`[data-index="${index}"] ${part === "caption" ? "textarea" : ".thumb"}`);
+  const found = find();
+  if (found) {
+    found.focus();
+    found.scrollIntoView({ block: "nearest" });
+    return;
+  }
+  window.scrollTo({ top: box.getBoundingClientRect().top + window.scrollY + top - window.innerHeight / 3 });
+  requestAnimationFrame(() => requestAnimationFrame(() => find()?.focus()));
+}
+
+function Cell({ index, all, gallery, one, style, caption, isSelected, isFocus, showCut, onKey, onSelect, onGo, onOpen }) {
+  const count = tokens(caption);
+  const warnings = (one.warnings ?? []).filter((warning) => warning !== "no caption" || !caption.trim());
+  const write = (event) => typed(gallery.folder, { [one.file]: event.target.value });
+  const key = (event) => {
+    if (event.key === "Escape") onGo(index);
+    else if (event.key === "Enter" && !event.shiftKey && !event.isComposing) onGo(index + 1, "caption");
+    else return;
+    event.preventDefault();
+  };
+  return html`<div class=${`cell ${isSelected ? "selected" : ""}`} role="listitem" data-index=${index} style=${style} aria-setsize=${all} aria-posinset=${index + 1}>
+    <button type="button" class="thumb" tabindex=${isFocus ? 0 : -1} aria-pressed=${isSelected} aria-label=${t("gallery.picture", { name: one.file })}
+      onClick=${(event) => select(event, index, onSelect, onGo)} onDblClick=${() => onOpen(index)} onKeyDown=${(event) => onKey(event, index)}>
+      <span class="frame" style=${{ aspectRatio: `${one.width} / ${one.height}` }}>
+        <img src=${pictureUrl(gallery.folder, one.file, 256, one.modified)} alt="" loading="lazy" decoding="async" />
+        ${showCut && one.crop && html`<i class="cut" style=${cutStyle(one)}></i>`}</span>
+    </button>
+    ${isSelected && html`<span class="mark"><${Icon} name="check" /></span>`}
+    <p class="cell-line"><span class="file" title=${`${one.file}\n${one.width} × ${one.height}`}>${one.file}</span>
+      ${one.repeats > 1 && html`<span title=${t("gallery.repeats", { n: one.repeats })}>×${one.repeats}</span>`}
+      ${warnings.length > 0 && html`<span class="warn" title=${warnings.map(said).join("\n")}><${Icon} name="warn" /><span class="hidden">${warnings.map(said).join(". ")}</span></span>`}
+      <span class=${count > TOKENS ? "tokens over" : "tokens"} title=${t("gallery.tokens", { n: count, most: TOKENS })}>${count}</span>
+      <button type="button" class="icon-button" tabindex="-1" aria-label=${t("gallery.open", { name: one.file })} onClick=${() => onOpen(index)}><${Icon} name="search" /></button></p>
+    <textarea spellcheck=${false} aria-label=${t("gallery.captionOf", { name: one.file })} placeholder=${t("gallery.noCaption")} value=${caption} onInput=${write} onKeyDown=${key}
+      onBlur=${() => sendIfAny()}></textarea>
+  </div>`;
+}
+
+function select(event, index, onSelect, onGo) {
+  onGo(index);
+  if (event.detail !== 2) onSelect(index, event);
+}
+
+const sendIfAny = () => { if (Object.keys(getState().drafts ?? {}).length) sendCaptions(); };
+
+export const cutStyle = (one) => {
+  const [left, top, right, bottom] = one.crop;
+  return { left: `${(100 * left) / one.width}%`, top: `${(100 * top) / one.height}%`, width: `${(100 * (right - left)) / one.width}%`, height: `${(100 * (bottom - top)) / one.height}%` };
+};

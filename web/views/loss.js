@@ -1,0 +1,160 @@
+// The loss of one or more runs over their steps, smoothed; a zoom stays while data arrives.
+import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
+import uPlot from "../vendor/uplot.mjs";
+import { html } from "../store.js";
+import { curveOf, loadCurve, onCurves, smooth } from "../curves.js";
+import { t } from "../i18n.js";
+
+const KEPT = "hotlora.smoothing";
+const COLOURS = ["--curve-1", "--curve-2"];
+
+// `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too.
+export function LossChart({ runs, height = 190 }) {
+  const box = useRef(null);
+  const [amount, setAmount] = useState(readAmount);
+  const [zoomed, setZoomed] = useState(false);
+  const chart = useRef(null);
+  const ids = runs.map((run) => run.id).join();
+  const smoothing = useRef(amount);
+  smoothing.current = amount;
+
+  useEffect(() => {
+    for (const run of runs) if (!curveOf(run.id)) loadCurve(run.id).catch(() => {});
+  }, [ids]);
+
+  useEffect(() => {
+    const element = box.current;
+    const draw = () => {
+      const data = dataOf(runs, smoothing.current);
+      if (!chart.current) {
+        if (data[0].length > 1) chart.current = makeChart(element, runs, data, height, setZoomed);
+        return;
+      }
+      const stays = chart.current.zoomed;
+      chart.current.plot.setData(data, !stays);
+      if (stays) chart.current.plot.redraw();
+    };
+    draw();
+    const leave = onCurves(draw);
+    const resized = new ResizeObserver(() => chart.current?.plot.setSize({ width: element.clientWidth, height }));
+    resized.observe(element);
+    const recoloured = watchTheme(() => {
+      chart.current?.plot.destroy();
+      chart.current = null;
+      setZoomed(false);
+      draw();
+    });
+    return () => {
+      leave();
+      resized.disconnect();
+      recoloured();
+      chart.current?.plot.destroy();
+      chart.current = null;
+    };
+  }, [ids, height, amount]);
+
+  const changed = (event) => {
+    const value = Number(event.target.value);
+    setAmount(value);
+    try {
+      localStorage.setItem(KEPT, String(value));
+    } catch { /* it holds until the page is closed */ }
+  };
+  const reset = () => {
+    chart.current.zoomed = false;
+    setZoomed(false);
+    chart.current.plot.setData(dataOf(runs, amount), true);
+  };
+  return html`<figure class="loss">
+    <figcaption><span>${t("loss.title")}</span>
+      ${zoomed && html`<button type="button" class="link" onClick=${reset}>${t("loss.reset")}</button>`}
+      <label class="smoothing">${t("loss.smoothing")}
+        <input type="range" min="0" max="0.99" step="0.01" value=${amount} onInput=${changed} /></label></figcaption>
+    <div class="plot" ref=${box} style=${{ minHeight: `${height}px` }} role="img" aria-label=${describe(runs)}></div>
+    ${runs.length > 1 && html`<div class="legend">${runs.map((run, i) => html`<span><i style=${{ background: `var(${COLOURS[i % 2]})` }}></i>${run.name}</span>`)}</div>`}
+  </figure>`;
+}
+
+function readAmount() {
+  try {
+    const kept = Number(localStorage.getItem(KEPT) ?? 0.9);
+    return kept >= 0 && kept < 1 ? kept : 0.9;
+  } catch {
+    return 0.9;
+  }
+}
+
+// What a screen reader says of the picture: where each curve begins and where it is now.
+function describe(runs) {
+  const parts = runs.map((run) => {
+    const curve = curveOf(run.id);
+    if (!curve?.losses.length) return t("loss.none", { name: run.name });
+    const line = smooth(curve.losses, 0.9);
+    return t("loss.described", { name: run.name, first: line[Math.min(9, line.length - 1)].toPrecision(3), last: line.at(-1).toPrecision(3), step: curve.steps.at(-1) });
+  });
+  return parts.join(" ");
+}
+
+function dataOf(runs, amount) {
+  const tables = runs.map((run, i) => {
+    const curve = curveOf(run.id) ?? { steps: [], losses: [] };
+    const line = smooth(curve.losses, amount);
+    return i === 0 ? [curve.steps, curve.losses, line] : [curve.steps, line];
+  });
+  return tables.length === 1 ? tables[0].map((column) => column.slice()) : uPlot.join(tables);
+}
+
+function makeChart(element, runs, data, height, setZoomed) {
+  const made = { plot: null, zoomed: false };
+  const colour = (name) => resolved(element, name);
+  const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
+  const short = (value) => (value == null ? "–" : value.toPrecision(3));
+  const series = [{ label: t("loss.step") }];
+  runs.forEach((run, i) => {
+    const stroke = colour(COLOURS[i % 2]);
+    if (i === 0) series.push({ label: t("loss.raw"), stroke: colour("--curve-faint"), width: 1, value: (_, v) => short(v), points: { show: false } });
+    series.push({ label: runs.length > 1 ? run.name : t("loss.smoothed"), stroke, width: 2, value: (_, v) => short(v), points: { show: false }, spanGaps: true });
+  });
+  made.plot = new uPlot({
+    width: element.clientWidth || 400, height, series,
+    legend: { live: true },
+    cursor: { drag: { x: true, y: false } },
+    scales: { x: { time: false } },
+    axes: [{ ...axis, size: 26 }, { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => +v.toPrecision(3)) }],
+    hooks: {
+      setSelect: [(plot) => {
+        if (plot.select.width > 0) {
+          made.zoomed = true;
+          setZoomed(true);
+        }
+      }],
+    },
+  }, data, element);
+  made.plot.over.addEventListener("dblclick", () => {
+    made.zoomed = false;
+    setZoomed(false);
+  });
+  return made;
+}
+
+// A canvas takes no custom property: what it comes to here and now.
+function resolved(element, name) {
+  const probe = document.createElement("i");
+  probe.style.color = `var(${name})`;
+  element.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}
+
+// The colours of a canvas do not follow a theme by themselves.
+function watchTheme(changed) {
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  system.addEventListener("change", changed);
+  const watch = new MutationObserver(changed);
+  for (const element of document.querySelectorAll(":root, .hotlora")) watch.observe(element, { attributes: true, attributeFilter: ["data-theme"] });
+  return () => {
+    system.removeEventListener("change", changed);
+    watch.disconnect();
+  };
+}

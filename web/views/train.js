@@ -1,0 +1,156 @@
+// The first screen: pictures, a name, a trigger and a preset become a run; beside them is the run that is on.
+import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
+import { html, useStore } from "../store.js";
+import { post } from "../api.js";
+import { changeForm, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
+import { duration, number, said, t } from "../i18n.js";
+import { activeJob, patchJob } from "../live.js";
+import { Action, Field, Icon, Problem, useSettled } from "./parts.js";
+import { Pictures } from "./pictures.js";
+import { Advanced } from "./advanced.js";
+import { RunPanel } from "./run.js";
+
+const PRESETS = ["quick", "balanced", "thorough"];
+
+export function TrainScreen() {
+  const shown = useStore(currentJob);
+  return html`<div class="two-columns">
+    <section class="card form" aria-labelledby="hl-train-title"><h1 id="hl-train-title">${t("train.title")}</h1><${TrainForm} /></section>
+    <section class="card" aria-label=${t("nav.run")}>${shown ? html`<${RunPanel} id=${shown} key=${shown} />` : html`<${Nothing} />`}</section>
+  </div>`;
+}
+
+// What runs, or else what ran last.
+export function currentJob(state) {
+  return (activeJob(state) ?? state.jobs?.find((job) => job.status !== "cancelled"))?.id ?? null;
+}
+
+function Nothing() {
+  const known = useStore((s) => s.jobs !== null);
+  if (!known) return html`<div class="empty quiet" aria-busy="true"></div>`;
+  return html`<div class="empty"><${Icon} name="flame" /><h2>${t("train.nothing")}</h2>
+    <ol class="steps"><li>${t("train.first")}</li><li>${t("train.second")}</li><li>${t("train.third")}</li></ol></div>`;
+}
+
+function TrainForm() {
+  const form = useForm();
+  const [error, setError] = useState(null);
+  const plan = usePlan(form);
+  const where = fieldOf(error);
+  const status = useStore((s) => s.status);
+  const first = useRef(null);
+  const train = async () => {
+    setError(null);
+    try {
+      const { settings, steps } = await planned(form);
+      const job = await post("jobs", { settings: spread(settings, steps), preset: form.preset });
+      patchJob(job.id, job);
+    } catch (problem) {
+      setError(problem);
+    }
+  };
+  return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
+    <${Pictures} error=${where === "folder" ? said(error.message) : ""} />
+    <div class="pair">
+      <${Field} label=${t("train.name")} hint=${form.name ? "" : plan.told?.name ? t("train.nameIs", { name: plan.told.name }) : t("train.nameHint")}
+        error=${where === "name" ? said(error.message) : ""}>
+        ${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${form.name} autocomplete="off" spellcheck=${false}
+          placeholder=${plan.told?.name ?? "my_face"} onInput=${(event) => changeForm({ name: event.target.value })} />`}
+      <//>
+      <${Field} label=${t("train.trigger")} hint=${t("train.triggerHint")} error=${where === "trigger" ? said(error.message) : ""}>
+        ${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${form.trigger} autocomplete="off" spellcheck=${false}
+          placeholder="sks" onInput=${(event) => changeForm({ trigger: event.target.value })} />`}
+      <//>
+    </div>
+    <${Choice} legend=${t("train.subject")} name="subject" value=${form.subject} options=${SUBJECTS.map((one) => [one, t(`subject.${one}`)])}
+      hint=${form.subject ? t(`subject.${form.subject}.hint`) : t("subject.hint")} onChange=${(subject) => changeForm({ subject })} clearable />
+    <${Choice} legend=${t("train.preset")} name="preset" value=${form.preset} options=${PRESETS.map((one) => [one, t(`preset.${one}`)])}
+      hint=${t(`preset.${form.preset}.hint`)} onChange=${(preset) => changeForm({ preset })} />
+    <${Advanced} told=${plan.told} where=${where} />
+    <${Told} form=${form} plan=${plan} />
+    <${Problem} error=${where ? null : error} onClose=${() => setError(null)} />
+    ${status && !status.can_train && status.reason && html`<p class="note"><${Icon} name="warn" />${said(status.reason)}</p>`}
+    <div class="actions main-actions"><${TrainButton} train=${train} /></div>
+  </form>`;
+}
+
+function TrainButton({ train }) {
+  const busy = useStore((s) => Boolean(activeJob(s)));
+  return html`<${Action} kind="primary large" icon="play" label=${busy ? t("train.queue") : t("train.start")} run=${train} />`;
+}
+
+async function planned(form) {
+  const settings = settingsOf(form);
+  const told = await post("jobs/plan", question(form));
+  return { settings, steps: told.steps };
+}
+
+// How often previews and saves come is known only when the steps are; until then any number stands for "some".
+function question(form) {
+  return { settings: { preview_steps: 1, save_steps: 1, ...settingsOf(form) }, preset: form.preset };
+}
+
+// The plan for what is in the form, a moment after the last change.
+function usePlan(form) {
+  const asked = useSettled(JSON.stringify(question(form)));
+  const connection = useStore((s) => s.connection);
+  const galleries = useStore((s) => s.galleries);
+  const [plan, setPlan] = useState({ told: null, error: null });
+  useEffect(() => {
+    const body = JSON.parse(asked);
+    if (!body.settings.train_data_dir) {
+      setPlan({ told: null, error: null });
+      return undefined;
+    }
+    const leave = new AbortController();
+    post("jobs/plan", body, { signal: leave.signal }).then(
+      (told) => setPlan({ told, error: null }),
+      (error) => { if (error.name !== "AbortError") setPlan({ told: null, error }); });
+    return () => leave.abort();
+  }, [asked, connection === "open", galleries]);
+  return plan;
+}
+
+function Told({ form, plan }) {
+  if (!form.folder.trim()) return html`<p class="told quiet">${t("plan.noFolder")}</p>`;
+  if (plan.error) return html`<p class="told wrong" role="status"><${Icon} name="warn" />${said(plan.error.message)}</p>`;
+  if (!plan.told) return html`<p class="told quiet" aria-busy="true">${t("plan.reading")}</p>`;
+  const { told } = plan;
+  const settings = spread(settingsOf(form), told.steps);
+  return html`<div class="told" role="status">
+    <p><strong>${planSentence(told)}</strong><span>${moreOf(settings)}</span></p>
+    ${(told.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
+  </div>`;
+}
+
+export function planSentence(told) {
+  const parts = [t("plan.pictures", { n: told.pictures, shown: number(told.pictures) }), t("plan.steps", { n: told.steps, shown: number(told.steps) })];
+  if (told.seconds != null) parts.push(t("plan.time", { time: duration(told.seconds) }));
+  return parts.join(t("comma"));
+}
+
+function moreOf({ preview_steps, save_steps }) {
+  const parts = [
+    Number(preview_steps) ? t("plan.previews", { n: Number(preview_steps) }) : t("plan.noPreviews"),
+    Number(save_steps) ? t("plan.saves", { n: Number(save_steps) }) : t("plan.noSaves"),
+  ];
+  return parts.join(t("comma"));
+}
+
+// Which field of the form an error is about: the server's sentences begin with the name of the setting.
+function fieldOf(error) {
+  if (!error?.status || error.status >= 500) return null;
+  const setting = /^([a-z_]+) (is|has|must|runs)\b/.exec(error.message)?.[1];
+  if (setting === "name" || setting === "trigger") return setting;
+  if (setting === "train_data_dir" || /\bfolder\b|\bgallery\b/i.test(error.message)) return "folder";
+  return null;
+}
+
+export function Choice({ legend, name, value, options, hint, onChange, clearable }) {
+  return html`<fieldset class="choice"><legend>${legend}</legend>
+    <div class="segments">${options.map(([key, label]) => html`<label class=${value === key ? "on" : ""}>
+      <input type="radio" name=${`hl-${name}`} value=${key} checked=${value === key} onChange=${() => onChange(key)}
+        onClick=${() => clearable && value === key && onChange("")} /><span>${label}</span></label>`)}</div>
+    ${hint && html`<p class="hint">${hint}</p>`}
+  </fieldset>`;
+}
