@@ -36,7 +36,7 @@ class EventLog:
             event = {"id": self.last + 1, "kind": kind, "time": round(time.time(), 3), "job": job, **facts}
             path = self.folder / job / FILE if job else self.folder / FILE
             path.parent.mkdir(parents=True, exist_ok=True)
-            _append(path, json.dumps(event, ensure_ascii=False) + "\n")
+            append_line(path, json.dumps(event, ensure_ascii=False))
             self.last += 1
             if len(self._recent) == IN_MEMORY:
                 self._before_recent = self._recent[0]["id"]
@@ -121,13 +121,14 @@ def thinned(events: list[Event], keep: int = REPLAYED_STEPS) -> list[Event]:
     return kept
 
 
-def _append(path: Path, line: str) -> None:
+def append_line(path: Path, line: str) -> None:
+    """Add a line; what a kill has cut off before becomes a line of its own."""
     with path.open("ab+") as file:
         if file.tell():
             file.seek(-1, 2)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-        file.write(line.encode("utf-8", "replace"))
+        file.write((line + "\n").encode("utf-8", "replace"))
 
 
 def _read(path: Path, after: int) -> list[Event]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .job_events import append_line
 from .output_files import write_atomically
 from .state import find_states
 
@@ -126,14 +127,13 @@ class LossFile:
 
     def add(self, step: int, loss: float) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="ascii") as file:
-            file.write(f"{step} {loss:.6g}\n")
+        append_line(self.path, f"{step} {loss:.6g}")
 
     def read(self, points: int) -> list[list[float]]:
         """`[step, loss]` in order, at most `points` of them: the last step and the mean loss of equal groups of steps."""
         losses: dict[int, float] = {}
         try:
-            lines = self.path.read_text(encoding="ascii", errors="replace").split("\n")
+            lines = self.path.read_text(encoding="ascii", errors="replace").split("\n")[:-1]
         except OSError:
             return []
         for line in lines:

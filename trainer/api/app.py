@@ -21,13 +21,17 @@ log = logging.getLogger(__name__)
 PREFIX = "/hotlora"
 
 
+def all_routes() -> list[Route]:
+    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *job_routes.ROUTES, *lora_routes.ROUTES, *page_routes()]
+
+
 class Api:
     """The routes of one host. `handle` may be called from any thread and never raises."""
 
     def __init__(self, host: Host, jobs: JobQueue, policy: Policy | None = None) -> None:
         self.host, self.jobs, self.policy = host, jobs, policy or Policy()
         self.galleries = Galleries(host.home)
-        self.routes: list[Route] = [*info_routes.ROUTES, *gallery_routes.ROUTES, *job_routes.ROUTES, *lora_routes.ROUTES, *page_routes()]
+        self.routes = all_routes()
 
     def handle(self, request: Request) -> Response:
         try:

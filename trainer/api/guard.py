@@ -78,6 +78,8 @@ def allowed_folder(folder: str, roots: list[Path] | None, home: Path) -> Path:
                             "put the pictures into one of them, or ask who runs this server to allow it")
     if not path.is_absolute():
         raise ValueError(f"the folder {folder[:300]!r} is not a full path; give one such as {Path.home() / 'pictures'}")
+    if path.resolve() == Path(path.resolve().anchor):
+        raise ValueError(f"{folder[:300]} is a whole disk; choose the folder with the pictures")
     return existing_folder(path)
 
 

@@ -33,6 +33,7 @@ class ApiError(Exception):
 
     def __init__(self, status: int, message: str, details: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(message)
+        message = " ".join(message.split())
         self.status, self.message, self.details, self.headers = status, message, details, headers or {}
 
     def response(self) -> Response:

@@ -28,7 +28,7 @@ def _operation(route: Route) -> dict[str, Any]:
     answers = {str(route.status): {"description": "Done.", "content": {kind: {}}}}
     for status, meaning in ERRORS.items():
         answers[str(status)] = {"description": meaning, "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
-    operation = {"operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}").strip("_"), "summary": route.summary,
+    operation = {"operationId": re.sub(r"\W+", "_", f"{route.method.lower()}{route.path}"), "summary": route.summary,
                  "parameters": parameters, "responses": answers}
     if route.body is bytes:
         operation["requestBody"] = {"required": True, "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}

@@ -1,0 +1,249 @@
+"""Changes to a gallery: nothing else changes, nothing is overwritten, nothing is lost."""
+import io
+import json
+import threading
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from hotlora.trainer.captions.metadata import parse_metadata
+from hotlora.trainer.captions.editing import edited_metadata
+from hotlora.trainer.captions.sidecar import tidy
+from hotlora.trainer.galleries import describe_gallery, inside
+from hotlora.trainer.gallery import read_gallery
+from hotlora.trainer.gallery_edit import History, Occupied, remove, restore, safe_file, upload, write_captions
+
+
+def png(colour="red", size=(16, 16)):
+    data = io.BytesIO()
+    Image.new("RGB", size, colour).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def home(tmp_path):
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def root(tmp_path):
+    root = tmp_path / "pictures"
+    root.mkdir()
+    for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
+        (root / f"{name}.png").write_bytes(png(colour))
+    return root
+
+
+def captions(root):
+    return {picture["file"]: (picture["caption"], picture["caption_from"]) for picture in describe_gallery(str(root))["pictures"]}
+
+
+def test_a_caption_goes_to_a_new_text_file(home, root):
+    written = write_captions(home, root, {"a.png": "a cat,\n sitting "})
+    assert (root / "a.txt").read_text() == "a cat, sitting" and written == {"a.png": {"caption": "a cat, sitting", "caption_from": "a.txt"}}
+    assert captions(root) == {"a.png": ("a cat, sitting", "a.txt"), "b.png": ("", ""), "c.png": ("", "")}
+
+
+def test_a_caption_goes_to_the_text_file_that_it_came_from(home, root):
+    (root / "a.caption").write_bytes("\ufeffein Hündchen\r\n".encode())
+    write_captions(home, root, {"a.png": "eine Katze"})
+    assert (root / "a.caption").read_bytes() == "\ufeffeine Katze\r\n".encode() and not (root / "a.txt").exists()
+
+
+def test_a_text_file_in_another_encoding_becomes_utf8(home, root):
+    (root / "a.txt").write_bytes("一只可爱的小猫坐在窗户上".encode("gb18030"))
+    write_captions(home, root, {"a.png": "一只小狗"})
+    assert (root / "a.txt").read_text(encoding="utf-8") == "一只小狗"
+    assert History(home, root).of("a.png")[0]["before"] == "一只可爱的小猫坐在窗户上"
+
+
+def test_only_the_cell_of_the_picture_changes(home, root):
+    before = b'\xef\xbb\xbffile_name;note;text\r\n"a.png";"x ""y""";first\r\n\r\nb;  spaces ;"two\r\nlines"\r\nC.PNG;;third\r\nother.png;1;kept'
+    (root / "metadata.csv").write_bytes(before)
+    assert captions(root)["b.png"] == ("two, lines", "metadata.csv")
+    write_captions(home, root, {"b.png": 'say "hi"; now', "c.png": "new"})
+    assert (root / "metadata.csv").read_bytes() == (
+        b'\xef\xbb\xbffile_name;note;text\r\n"a.png";"x ""y""";first\r\n\r\nb;  spaces ;"say ""hi""; now"\r\nC.PNG;;new\r\nother.png;1;kept')
+    kept = [path for path in (home / "history").rglob("*metadata.csv")]
+    assert len(kept) == 1 and kept[0].read_bytes() == before
+
+
+def test_jsonl_rows_keep_their_other_fields(home, root):
+    (root / "metadata.jsonl").write_text('{"extra": [1, 2], "file_name": "a.png", "text": "old"}\n\n{"file_name": "b.png", "text": "b", "z": null}\n')
+    write_captions(home, root, {"a.png": "新"})
+    assert (root / "metadata.jsonl").read_text(encoding="utf-8") == (
+        '{"extra": [1, 2], "file_name": "a.png", "text": "新"}\n\n{"file_name": "b.png", "text": "b", "z": null}\n')
+
+
+def test_a_caption_with_commas_and_no_quotes(home, root):
+    (root / "metadata.csv").write_text("file_name,text\na.png,one, two, three\nb.png,x, y\n")
+    write_captions(home, root, {"a.png": "four, five"})
+    assert (root / "metadata.csv").read_text() == 'file_name,text\na.png,"four, five"\nb.png,x, y\n'
+
+
+def test_an_emptied_row_does_not_bring_up_a_hidden_text_file(home, root):
+    (root / "metadata.csv").write_text("file_name,text\na.png,row\n")
+    (root / "a.txt").write_text("hidden")
+    assert captions(root)["a.png"] == ("row", "metadata.csv")
+    write_captions(home, root, {"a.png": ""})
+    assert captions(root)["a.png"] == ("", "")
+    write_captions(home, root, {"a.png": "again"})
+    assert captions(root)["a.png"][0] == "again"
+    assert [entry["before"] for entry in History(home, root).of("a.png")] == ["", "row"]
+
+
+def test_metadata_that_cannot_be_edited_safely_is_left_alone(home, root):
+    (root / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "x"}\n{"file_name": "a.png", "text": "y"}\nnot json\n')
+    with pytest.raises(ValueError, match="line 3"):
+        write_captions(home, root, {"b.png": "x"})
+    assert not (root / "b.txt").exists()
+
+
+def test_an_unknown_picture_changes_nothing(home, root):
+    with pytest.raises(ValueError, match="there is no picture"):
+        write_captions(home, root, {"a.png": "x", "../../etc/passwd": "y"})
+    assert not (root / "a.txt").exists()
+
+
+def test_two_tabs_the_last_one_wins_and_both_texts_are_kept(home, root):
+    threads = [threading.Thread(target=write_captions, args=(home, root, {"a.png": f"text {i}", f"{'bc'[i % 2]}.png": f"other {i}"})) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    history = History(home, root).of("a.png")
+    assert captions(root)["a.png"][0] == history[0]["after"]
+    assert {entry["after"] for entry in history} == {f"text {i}" for i in range(8)}
+    assert [entry["before"] for entry in history[:-1]] == [entry["after"] for entry in history[1:]], "a chain without a gap"
+
+
+words = st.text(st.characters(blacklist_categories=("Cs",)), max_size=30)
+
+
+@given(rows=st.lists(st.tuples(st.sampled_from(["a.png", "b.png", "sub/c.png", "名.jpg"]), words), min_size=1, max_size=5), new=words,
+       delimiter=st.sampled_from(",;\t"), end=st.sampled_from(["\n", "\r\n"]), mark=st.booleans())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_table_is_edited_exactly_or_not_at_all(tmp_path, rows, new, delimiter, end, mark):
+    import csv
+
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerows([("file_name", "text"), *rows])
+    for path, data in ((tmp_path / "metadata.csv", (b"\xef\xbb\xbf" if mark else b"") + text.getvalue().encode()),
+                       (tmp_path / "metadata.jsonl", "".join(json.dumps({"file_name": name, "text": caption}) + end for name, caption in rows).encode())):
+        try:
+            before = parse_metadata(path, data)
+            after = edited_metadata(path, data, {rows[0][0]: tidy(new)})
+        except ValueError:
+            continue
+        assert parse_metadata(path, after) == {**before, rows[0][0]: tidy(new)}
+
+
+@pytest.mark.parametrize("file, expected", [
+    ("photo.png", "photo.png"), ("faces/photo.png", "faces/photo.png"), ("faces\\photo.png", "faces/photo.png"), ("a:b?.png", "a_b_.png"),
+    ("CON.png", "_CON.png"), (".hidden.png", "hidden.png"), ("x" * 300 + ".png", "x" * 150 + ".png"), ("/abs/x.png", "abs/x.png"), ("е́.png", "е́.png")])
+def test_names_of_uploads(file, expected):
+    assert safe_file(file) == expected
+
+
+@pytest.mark.parametrize("file", ["../x.png", "a/../../x.png", "..\\x.png", "", "/", "a/..", "a/ /b.png", "/".join("a" * 20)])
+def test_names_of_uploads_that_lead_elsewhere(file, home, root):
+    with pytest.raises(ValueError, match="inside the gallery"):
+        upload(root, file, png())
+    assert sorted(path.name for path in root.iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_an_upload_never_overwrites(home, root):
+    assert upload(root, "a.png", png("red")) == "a.png"
+    assert upload(root, "a.png", png("white")) == "a (2).png" and upload(root, "a.png", png("white")) == "a (2).png"
+    assert upload(root, "a.png", png("black")) == "a (3).png"
+    assert (root / "a.png").read_bytes() == png("red")
+    assert upload(root, "a.txt", b"a cat") == "a.txt" and upload(root, "a.txt", b"a cat") == "a.txt"
+    with pytest.raises(Occupied, match="another text"):
+        upload(root, "a.txt", b"a dog")
+    assert (root / "a.txt").read_bytes() == b"a cat"
+
+
+@pytest.mark.parametrize("file, data, expected", [
+    ("x.png", b"not a picture", "x.png cannot be used"), ("x.png", b"", "x.png cannot be used"), ("x.exe", b"MZ", "neither a picture"),
+    ("x.png", png()[:60], "cannot be used"), ("x.txt", b"a" * 1_000_001, "megabyte"), ("metadata.csv", b"nonsense\n1,2", "columns"),
+    ("metadata.jsonl", b"{", "not JSON"), ("x.txt", bytes(range(256)), "none of UTF-8"), ("x", b"", "neither"), ("x.svg", b"<svg/>", "neither")])
+def test_what_is_not_what_its_name_says_is_turned_down(root, file, data, expected):
+    with pytest.raises(ValueError, match=expected):
+        upload(root, file, data)
+    assert sorted(path.name for path in root.iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_remove_and_restore(home, root):
+    (root / "a.txt").write_text("a cat")
+    (root / "a_mask.png").write_bytes(png("white"))
+    before = {path.name: path.read_bytes() for path in root.iterdir()}
+    assert remove(home, root, ["a.png", "c.png"]) == ["a.png", "c.png"]
+    assert sorted(path.name for path in root.iterdir()) == ["b.png"]
+    with pytest.raises(ValueError, match="no picture a.png"):
+        remove(home, root, ["b.png", "a.png"])
+    assert (root / "b.png").exists()
+    assert restore(home, root, ["c.png", "a.png"]) == ["c.png", "a.png"]
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == before
+    with pytest.raises(ValueError, match="not among the removed"):
+        restore(home, root, ["a.png"])
+
+
+def test_restore_does_not_overwrite(home, root):
+    remove(home, root, ["a.png"])
+    (root / "a.png").write_bytes(png("white"))
+    with pytest.raises(Occupied):
+        restore(home, root, ["a.png"])
+    assert (root / "a.png").read_bytes() == png("white")
+    remove(home, root, ["a.png"])
+    assert restore(home, root, ["a.png"]) and (root / "a.png").read_bytes() == png("white"), "the one removed last"
+
+
+def test_the_gallery_as_a_page_sees_it(root):
+    (root / "10_sks dog").mkdir()
+    (root / "10_sks dog" / "d.png").write_bytes(png("red"))
+    (root / "e.png").write_bytes(b"broken")
+    (root / "f.heic").write_bytes(b"x")
+    found = describe_gallery(str(root), resolution=64)
+    assert {picture["file"]: picture["repeats"] for picture in found["pictures"]} == {"a.png": 1, "b.png": 1, "c.png": 1, "10_sks dog/d.png": 10}
+    assert {entry["file"] for entry in found["skipped"]} == {"e.png", "f.heic"}
+    warned = {picture["file"]: picture["warnings"] for picture in found["pictures"]}
+    assert any("2 times" in text for text in warned["a.png"]) and not any("times" in text for text in warned["b.png"])
+    quick = describe_gallery(str(root), quick=True)
+    assert [picture["file"] for picture in quick["pictures"]] == [picture["file"] for picture in found["pictures"]]
+
+
+def test_the_shown_cut_is_the_one_that_is_trained(root):
+    (root / "wide.png").write_bytes(png(size=(300, 128)))
+    (root / "tall.jpg").write_bytes(jpeg_turned())
+    found = {picture["file"]: picture for picture in describe_gallery(str(root), resolution=128)["pictures"]}
+    assert (found["tall.jpg"]["width"], found["tall.jpg"]["height"]) == (100, 200)
+    for picture in found.values():
+        left, top, right, bottom = picture["crop"]
+        width, height = picture["bucket"]
+        assert 0 <= left < right <= picture["width"] and 0 <= top < bottom <= picture["height"]
+        assert abs((right - left) / (bottom - top) / (width / height) - 1) < 0.05
+        assert (right - left == picture["width"]) or (bottom - top == picture["height"])
+
+
+def jpeg_turned():
+    picture = Image.new("RGB", (200, 100), "red")
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    picture.save(data, "JPEG", exif=exif)
+    return data.getvalue()
+
+
+def test_captions_are_those_that_training_reads(home, root):
+    (root / "metadata.csv").write_text("file_name,text\na,from the row\n")
+    (root / "b.png.txt").write_text("from the file")
+    shown = {file: caption for file, (caption, _) in captions(root).items()}
+    assert shown == {example.path.name: example.caption for example in read_gallery(root).examples}
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../../x", "/etc/passwd", "", ".", "a//b", "a\0b"])
+def test_names_that_lead_out_of_a_gallery(root, name):
+    with pytest.raises(ValueError):
+        inside(root, name)

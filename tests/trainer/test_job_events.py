@@ -1,0 +1,94 @@
+"""The event log: ids, replay, thinning, and lines that a kill has cut off."""
+import threading
+
+import pytest
+
+from hotlora.trainer import job_events
+from hotlora.trainer.job_events import EventLog, thinned
+from hotlora.trainer.job_store import LossFile
+
+
+@pytest.fixture
+def log(tmp_path):
+    return EventLog(tmp_path)
+
+
+def ids(events):
+    return [event["id"] for event in events]
+
+
+def test_ids_go_on_after_a_restart_and_a_torn_line_is_passed_over(log, tmp_path):
+    for number in range(3):
+        log.add("log", "a", text=str(number))
+    log.add("loras", names=["x"])
+    with (tmp_path / "a" / "events.jsonl").open("ab") as file:
+        file.write(b'{"id": 5, "kind": "lo')
+    again = EventLog(tmp_path)
+    assert again.last == 4
+    assert again.add("log", "a", text="after")["id"] == 5
+    assert ids(EventLog(tmp_path).since(0)) == [1, 2, 3, 4, 5]
+    assert ids(again.since(3)) == [4, 5] and ids(again.since(4)) == [5] and again.since(5) == []
+
+
+def test_what_is_not_in_memory_any_more_comes_from_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(job_events, "IN_MEMORY", 10)
+    log = EventLog(tmp_path)
+    for number in range(40):
+        log.add("log", "ab"[number % 2], text=str(number))
+    for after in range(41):
+        assert ids(log.since(after)) == list(range(after + 1, 41))
+
+
+def test_a_long_gap_has_fewer_steps_but_every_other_event():
+    events = [{"id": 1, "kind": "job", "job": "a"}]
+    events += [{"id": i, "kind": "saved" if i % 1000 == 0 else "step", "job": "a"} for i in range(2, 10_001)]
+    events += [{"id": i, "kind": "step", "job": "b"} for i in range(10_001, 10_101)]
+    found = thinned(events)
+    assert len([event for event in found if event["kind"] == "step" and event["job"] == "a"]) <= 500
+    assert [event for event in found if event["kind"] != "step"] == [event for event in events if event["kind"] != "step"]
+    assert [event for event in found if event["job"] == "b"] == events[-100:]
+    assert ids(found) == sorted(ids(found)) and ids(found)[-101:][0] <= 10_000
+    assert [event["id"] for event in found if event["kind"] == "step" and event["job"] == "a"][-1] == 9999
+    assert all(event.get("thinned") for event in found if event["kind"] == "step" and event["job"] == "a")
+
+
+def test_a_stream_waits_for_news_and_ends_when_it_is_closed(log):
+    log.add("log", text="before")
+    stream = log.stream(None)
+    assert next(stream).startswith(b"retry: ")
+    threading.Thread(target=lambda: log.add("log", text="new\nline")).start()
+    part = next(stream)
+    assert part.startswith(b"id: 2\nevent: log\ndata: {") and part.endswith(b"}\n\n") and part.count(b"\n") == 4
+    closing = threading.Thread(target=stream.close)
+    closing.start()
+    assert list(stream) == []
+    closing.join()
+
+
+def test_closing_the_log_ends_every_stream(log):
+    streams = [log.stream(0), log.stream(None)]
+    for stream in streams:
+        next(stream)
+    log.close()
+    assert [list(stream) for stream in streams] == [[], []]
+
+
+def test_an_id_from_the_future_means_only_what_is_new(log):
+    log.add("log", text="a")
+    stream = log.stream(10**9)
+    next(stream)
+    log.add("log", text="b")
+    assert b"id: 2\n" in next(stream)
+
+
+def test_losses_of_steps_done_again_replace_the_former(tmp_path):
+    losses = LossFile(tmp_path)
+    for step in [*range(1, 11), *range(6, 13)]:
+        losses.add(step, float(step) if step < 6 else 100.0 + step)
+    with losses.path.open("ab") as file:
+        file.write(b"13 0.")
+    found = losses.read(100)
+    assert [step for step, _ in found] == list(range(1, 13)) and found[5][1] == 106
+    assert losses.read(4) == [[3, 2.0], [6, (4 + 5 + 106) / 3], [9, 108.0], [12, 111.0]]
+    losses.add(13, 113.0)
+    assert losses.read(100)[-1] == [13, 113.0]
