@@ -76,7 +76,9 @@ class WebuiServer:
             if not link.exists():
                 link.symlink_to(path, target_is_directory=True)
         if settings or not (base / "config.json").exists():
-            (base / "config.json").write_text(json.dumps({"samples_save": False, "show_progress_every_n_steps": 0, **(settings or {})}))
+            # the usual preview of a picture in the making needs a file that the webui fetches
+            quiet = {"samples_save": False, "show_progress_every_n_steps": 0, "show_progress_type": "Approx cheap"}
+            (base / "config.json").write_text(json.dumps({**quiet, **(settings or {})}))
         self.loras = base / "models" / "Lora"
         self.log = base / "server.log"
 

@@ -60,7 +60,7 @@ def state() -> dict:
         for name, x in part._parameters.items():
             if x is not None:
                 facts.append((path, name, x.requires_grad, str(x.dtype), str(x.device), id(x), x.data_ptr(), x.grad is None))
-                weights.update(x.detach().contiguous().view(torch.uint8).numpy().tobytes())
+                weights.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     networks = sys.modules["networks"]
     progress = {key: str(value) for key, value in shared.state.__dict__.items() if key not in ("time_start", "job_timestamp")}
     return {
