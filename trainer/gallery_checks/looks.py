@@ -34,6 +34,8 @@ class Look:
     work_scale: float
     sharpest_edge: float
     edge_across: float
+    smoothest: float
+    smeared: float
     noise: float
     noise_whiteness: float
     contrast: float
@@ -43,6 +45,7 @@ class Look:
     enlarged: float
     enlarged_certainty: float
     detail: float
+    flatness: float
     repeated: int
     bar_top: float
     bar_bottom: float
@@ -70,14 +73,16 @@ def look_at(path: Path, max_megapixels: float = 180.0) -> Look:
     kept, shifted = (1.0, 1.0) if was_reduced else measures.block_damage(native_HW)
     enlarged = (1.0, 0.0) if was_reduced else measures.enlarged_by(native_HW, has_grid=tables is not None or shifted > 1.15 * kept)
     sharpest, across = measures.edge_width(grey_HW)
+    smooth = measures.smeared(grey_HW)
     noise, whiteness = measures.noise(grey_HW)
     bar = measures.bars(rgb_HW3)
     thumb = np.asarray(work.convert("L").resize((THUMB, THUMB), Image.BOX if min(work.size) >= THUMB else Image.BILINEAR))
     return Look(
-        work_scale=work.width / full_width, sharpest_edge=sharpest, edge_across=across, noise=noise, noise_whiteness=whiteness,
+        work_scale=work.width / full_width, sharpest_edge=sharpest, edge_across=across, smoothest=smooth[0], smeared=smooth[1], noise=noise, noise_whiteness=whiteness,
         contrast=float(rgb_HW3.reshape(-1, 3).std(0).max()), jpeg_quality=measures.jpeg_quality(tables), kept_frequencies=kept,
         shifted_frequencies=shifted, enlarged=enlarged[0], enlarged_certainty=enlarged[1],
-        detail=1.0 if was_reduced else measures.fine_detail(native_HW), repeated=1 if was_reduced else measures.repeated_pixels(native_HW), bar_top=bar["top"], bar_bottom=bar["bottom"],
+        detail=1.0 if was_reduced else measures.fine_detail(native_HW), flatness=measures.flatness(native_HW),
+        repeated=1 if was_reduced else measures.repeated_pixels(native_HW), bar_top=bar["top"], bar_bottom=bar["bottom"],
         bar_left=bar["left"], bar_right=bar["right"], missing_part=measures.missing_part(rgb_HW3), grey_TT=thumb,
         colours_CC3=np.asarray(work.resize((COLOURS, COLOURS), Image.BOX)),
         hash_8=measures.perceptual_hash(thumb.reshape(32, THUMB // 32, 32, THUMB // 32).mean((1, 3)).astype(np.float32)))

@@ -6,6 +6,8 @@ import numpy as np
 EDGE_PIXELS = 60
 SMOOTH, SMOOTHER = 0.7, 1.6
 """Standard deviations in pixels at which edges are compared."""
+KEPT_QUANTILE = 0.8
+"""Simple blocks look the same with and without damage; this is the complexity of the others."""
 STANDARD_QUANTIZATION = 57.6
 """Mean of the luminance table that the JPEG standard prints (ITU-T T.81, annex K), which libjpeg calls quality 50."""
 
@@ -26,12 +28,32 @@ def edge_width(grey_HW: np.ndarray) -> tuple[float, float]:
     ratio = np.square(strength[edges] / np.maximum(weaker[edges], 1e-3))
     width = np.sqrt(np.clip((SMOOTHER ** 2 - ratio * SMOOTH ** 2) / np.maximum(ratio - 1, 1e-2), 0.0, 100.0))
     octant = (np.round(np.arctan2(dy[edges], dx[edges]) / (np.pi / 4)).astype(int)) % 4
-    enough = max(EDGE_PIXELS / 4, 0.04 * edges.sum())
+    enough = max(EDGE_PIXELS / 3, 0.02 * edges.sum())
     widths = {i: float(np.quantile(width[octant == i], 0.2)) for i in range(4) if (octant == i).sum() > enough}
     if not widths:
         return 0.0, 0.0
     sharpest = min(widths, key=widths.get)
     return widths[sharpest], widths.get((sharpest + 2) % 4, widths[sharpest])
+
+
+def smeared(grey_HW: np.ndarray) -> tuple[float, float]:
+    """(smoothness, how much smoother than across it) of the smoothest direction of four: neighbours' differences in relation to those of
+    pixels four apart are 0.25 on a ramp, above 0.3 where there is detail. Motion takes the detail from one direction only."""
+    found = []
+    for one, other in (((0, 1), (1, 0)), ((1, 1), (1, -1))):
+        first, second = _relative_steps(grey_HW, one), _relative_steps(grey_HW, other)
+        found.append((min(first, second), max(first, second) / max(min(first, second), 1e-3)))
+    return max(found, key=lambda pair: pair[1])
+
+
+def _relative_steps(grey_HW: np.ndarray, direction: tuple[int, int]) -> float:
+    def steps(length: int) -> float:
+        down, right = direction[0] * length, abs(direction[1]) * length
+        height, width = grey_HW.shape
+        if direction[1] >= 0:
+            return float(np.abs(grey_HW[down:, right:] - grey_HW[:height - down, :width - right]).mean())
+        return float(np.abs(grey_HW[down:, :width - right] - grey_HW[:height - down, right:]).mean())
+    return steps(1) / max(steps(4), 1e-3) if min(grey_HW.shape) > 8 else 1.0
 
 
 def _slopes(grey_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +111,13 @@ def _tile_noise(grey_HW: np.ndarray, tile: int = 16) -> np.ndarray:
 
 def block_damage(grey_HW: np.ndarray) -> tuple[float, float]:
     """What heavy JPEG compression leaves behind, also after the file was saved in another format: the share of the 63 frequencies that
-    the blocks of 8x8 pixels still have, where the grid fits, and the same where it is shifted by half a block. (1, 1) without enough
+    the blocks of 8x8 pixels still have, where the grid fits, and the same where it is shifted. (1, 1) without enough
     blocks that hold anything."""
     phase_x, phase_y = _grid_phase(grey_HW), _grid_phase(grey_HW.T)
     kept = _frequencies(grey_HW[phase_y:, phase_x:])
-    shifted = _frequencies(grey_HW[(phase_y + 4) % 8:, (phase_x + 4) % 8:])
-    return (1.0, 1.0) if kept is None or shifted is None else (kept, shifted)
+    # several shifts: edges of a drawing may by chance lie where they look simple
+    shifts = [_frequencies(grey_HW[(phase_y + y) % 8:, (phase_x + x) % 8:]) for y, x in ((4, 4), (3, 5), (5, 2))]
+    return (1.0, 1.0) if kept is None or None in shifts else (kept, max(shifts))
 
 
 def _grid_phase(grey_HW: np.ndarray) -> int:
@@ -119,7 +142,7 @@ def _frequencies(grey_HW: np.ndarray) -> float | None:
         return None
     coefficients = DCT @ blocks[:4000] @ DCT.T
     present = (np.abs(coefficients) > 1.5).sum((1, 2)) - 1
-    return float(np.median(present)) / 63
+    return float(np.quantile(present, KEPT_QUANTILE)) / 63
 
 
 def _dct_matrix(size: int = 8) -> np.ndarray:
@@ -172,7 +195,7 @@ def _period(grey_HW: np.ndarray, has_grid: bool) -> tuple[float, float]:
             usable &= np.abs(frequency - eighth / 8) > 3 / len(signal)
     peak = int(np.where(usable, spectrum, 0).argmax())
     typical = float(np.median(spectrum[frequency > 0.2])) + 1e-6
-    return 1 / frequency[peak], float(spectrum[peak]) / typical
+    return 1 / max(frequency[peak], 0.24), float(spectrum[peak]) / typical
 
 
 def fine_detail(grey_HW: np.ndarray) -> float:
@@ -186,6 +209,13 @@ def fine_detail(grey_HW: np.ndarray) -> float:
     coarse = power[:, COARSE].sum(1)
     busy = coarse >= max(50.0, float(np.median(coarse)))
     return float(np.median(power[busy][:, FINE].sum(1) / coarse[busy])) if busy.sum() >= 4 else 1.0
+
+
+def flatness(grey_HW: np.ndarray) -> float:
+    """Share of pixels whose neighbours continue them exactly: most of a drawing with flat colours, next to none of a photo."""
+    if min(grey_HW.shape) < 3:
+        return 1.0
+    return float((np.abs(grey_HW[::2, 2:] - 2 * grey_HW[::2, 1:-1] + grey_HW[::2, :-2]) < 0.5).mean())
 
 
 def repeated_pixels(grey_HW: np.ndarray) -> int:
@@ -210,29 +240,33 @@ def _repeats(grey_HW: np.ndarray, factor: int) -> bool:
 def bars(rgb_HW3: np.ndarray) -> dict[str, float]:
     """Share of height or width that a bar of one colour takes at each side: top, bottom, left, right; 0 where there is none."""
     turned = rgb_HW3.transpose(1, 0, 2)
-    sides = {"top": rgb_HW3, "bottom": rgb_HW3[::-1], "left": turned, "right": turned[::-1]}
-    return {side: _bar_at_the_top(view) for side, view in sides.items()}
+    found = {}
+    for (first, last), view in ((("top", "bottom"), rgb_HW3), (("left", "right"), turned)):
+        (a, colour_a, a_varied), (b, colour_b, b_varied) = _bar_at_the_top(view), _bar_at_the_top(view[::-1])
+        # two equal bars are no pattern, even when a plain picture lies between them
+        pair = a and b and abs(a - b) * len(view) <= 2.5 and np.abs(colour_a - colour_b).max() <= 8
+        found[first], found[last] = (a if a_varied or pair else 0.0), (b if b_varied or pair else 0.0)
+    return found
 
 
-def _bar_at_the_top(rgb_HW3: np.ndarray) -> float:
-    """Share of rows that have one and the same colour, if what follows begins along a straight line over the whole width and is no
-    plain stripe itself."""
+def _bar_at_the_top(rgb_HW3: np.ndarray) -> tuple[float, np.ndarray, bool]:
+    """Share of rows from the top that have one and the same colour, if what follows begins along a straight line over the whole width;
+    that colour; and whether what follows is a picture rather than another stripe."""
     height = len(rgb_HW3)
     colour = np.median(rgb_HW3[:max(1, height // 100)].reshape(-1, 3), axis=0).astype(np.int16)
     head = rgb_HW3[:height * 6 // 10].astype(np.int16)
     share = (np.abs(head - colour).max(-1) > 14).mean(1)
     plain = share < 0.02
     if not plain[0] or plain.all():
-        return 0.0
+        return 0.0, colour, False
     end = int(plain.argmin())
     depth = max(2, height // 100)
-    following = head[end + depth:end + 4 * depth]
-    if not end < 0.45 * height or not len(following):
-        return 0.0
-    own_colour = np.median(following, axis=1, keepdims=True)
-    varied = (np.abs(following - own_colour).max(-1) > 6).mean()
+    following = head[end + depth:end + depth + max(4 * depth, height // 8)]
     straight = share[end:end + depth + 1].max() > 0.8
-    return end / height if straight and varied > 0.25 and plain[end:].mean() < 0.1 else 0.0
+    if not end < 0.45 * height or not len(following) or not straight or plain[end:].mean() > 0.1:
+        return 0.0, colour, False
+    own_colour = np.median(following, axis=1, keepdims=True)
+    return end / height, colour, bool((np.abs(following - own_colour).max(-1) > 6).mean() > 0.25)
 
 
 def perceptual_hash(grey_32: np.ndarray) -> np.ndarray:

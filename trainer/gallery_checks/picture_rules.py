@@ -9,11 +9,14 @@ from ..buckets import choose_bucket, lost_share
 
 BLURRED, MOTION = 1.05, 1.35
 """Edge widths in pixels of a picture of about 512x512: sharp ones have below 0.9, a Gaussian blur of 2 pixels gives 1.2 to 1.6."""
+SMOOTH_STEPS, SMEARED = 0.315, 1.2
+"""Steps in the smoothest direction, and across it in relation; pictures without motion have at most 1.16."""
 NOISY, WHITE = 7.0, 1.35
 """Deviation in grey levels of 255, and how much goes when the picture is halved; grass has 8.7 and 0.95."""
-BLOCKY, BLOCKY_RATIO = 0.12, 3.0
-"""Share of frequencies left in blocks: 0.11 at quality 30, 0.15 at 50, above 0.2 at 75; and its relation to a shifted grid."""
-SOFT, PERIODIC = 0.06, 8.0
+BLOCKY, BLOCKY_RATIO = 0.24, 4.0
+"""Share of frequencies left in blocks, and its relation to a shifted grid: 0.05 to 0.25 and above 4 at JPEG quality 20, 2.2 to 3 at 75."""
+SOFT, SOFT_DRAWING, PERIODIC, PERIODIC_DETAIL = 0.07, 0.15, 6.0, 0.12
+FLAT_DRAWING = 0.5
 FLAT = 4.0
 EXTREME, MOST_CUT = 3.0, 0.3
 BAR, BAR_PAIR = 0.05, 0.025
@@ -61,9 +64,11 @@ def _blurred(subject: Subject, i: int, look: Look) -> dict | None:
 
 
 def _moved(subject: Subject, i: int, look: Look) -> dict | None:
-    if look.sharpest_edge <= BLURRED and look.edge_across > MOTION and look.edge_across > look.sharpest_edge + 0.9 and look.detail < 0.25:
-        return {"worst": look.edge_across, "width": round(look.edge_across, 1)}
-    return None
+    if look.sharpest_edge > BLURRED:
+        return None
+    by_edges = look.edge_across > MOTION and look.edge_across > look.sharpest_edge + 0.6
+    by_texture = look.smoothest < SMOOTH_STEPS and look.smeared > SMEARED
+    return {"worst": max(look.edge_across, look.smeared)} if by_edges or by_texture else None
 
 
 def _noisy(subject: Subject, i: int, look: Look) -> dict | None:
@@ -93,9 +98,9 @@ def _enlarged(subject: Subject, i: int, look: Look) -> dict | None:
         return None
     if look.repeated > 1:
         factor = float(look.repeated)
-    elif look.enlarged_certainty > PERIODIC and look.kept_frequencies < 0.65:
+    elif look.enlarged_certainty > PERIODIC and look.detail < PERIODIC_DETAIL and look.flatness < FLAT_DRAWING:
         factor = look.enlarged if look.edge_across > 0.5 else 1.5
-    elif look.detail < SOFT:
+    elif look.detail < (SOFT if look.flatness < FLAT_DRAWING else SOFT_DRAWING):
         factor = 1.8
     else:
         return None
@@ -126,10 +131,10 @@ def _barred(subject: Subject, i: int, look: Look) -> dict | None:
 
 def _striped(subject: Subject, i: int, look: Look) -> dict | None:
     """One bar only: where a caption strip, a date or a logo is put."""
-    if _barred(subject, i, look) or look.missing_part:
+    if _barred(subject, i, look) or look.missing_part or look.flatness > FLAT_DRAWING:
         return None
     single = max(look.bar_top, look.bar_bottom, look.bar_left, look.bar_right)
-    return {"worst": single, "percent": round(100 * single)} if single > BAR and subject.sizes[i][0] * subject.sizes[i][1] > 128 ** 2 else None
+    return {"worst": single, "percent": round(100 * single)} if single > BAR else None
 
 
 RULES: tuple[tuple[str, str, float, bool, Rule], ...] = (

@@ -54,10 +54,10 @@ TEXTS: dict[str, dict[str, Sentences]] = {
                "keep the best ones, unless all are good"),
         "zh": ("有 {count} 张不同的图，超过此用途所需的 {most} 张", "图太多时差图难以发现，训练也更久", "除非都很好，否则只留最好的")},
     "same_file": {
-        "en": ("{extra} exact copies", "a picture that is there twice counts double and is learned by heart", "leave the copies out"),
+        "en": ("{copies} of a file that is there already", "a picture that is there twice counts double and is learned by heart", "leave the copies out"),
         "zh": ("{extra} 张完全相同的副本", "重复的图权重加倍，容易被死记", "排除副本")},
     "near_copy": {
-        "en": ("{extra} near copies (resized, mirrored, cut or saved again)", "a picture that is there twice counts double and is learned by heart",
+        "en": ("{copies} of another picture, resized, mirrored, cut or saved again", "a picture that is there twice counts double and is learned by heart",
                "leave all but the best of each group out"),
         "zh": ("{extra} 张近似副本（缩放、镜像、裁切或重存）", "重复的图权重加倍，容易被死记", "每组只留最好的一张")},
     "same_background": {
@@ -108,6 +108,8 @@ def sentences(finding: Finding, language: str) -> dict[str, str]:
     values: dict[str, Any] = dict(finding.values)
     count = len(finding.files)
     values["n"] = (f"{count} picture" + ("" if count == 1 else "s")) if language == "en" else f"{count} 张图"
+    if "extra" in values:
+        values["copies"] = "1 copy" if values["extra"] == 1 else f"{values['extra']} copies"
     if language == "zh" and "place" in values:
         values["place"] = PLACES[values["place"]]
     what, why, advice = (text.format_map(values) for text in TEXTS[finding.code][language])
