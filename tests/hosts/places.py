@@ -9,14 +9,18 @@ import pytest
 
 def host(name: str) -> tuple[Path, Path]:
     """Folder and Python of a host, "COMFYUI" or "WEBUI"; skips the test where there is none."""
-    known = {**_from_file(), **os.environ}
-    folder, python = known.get(f"{name}_DIR"), known.get(f"{name}_PYTHON")
+    folder, python = setting(f"{name}_DIR"), setting(f"{name}_PYTHON")
     if not folder or not python:
         pytest.skip(f"no {name} here: set {name}_DIR and {name}_PYTHON, or the same keys in ~/.config/hotlora/hosts.toml")
     for path in (Path(folder), Path(python)):
         if not path.exists():
             pytest.skip(f"{path}, which {name} is said to be, does not exist")
     return Path(folder), Path(python)
+
+
+def setting(name: str) -> str | None:
+    """What this machine says under a name."""
+    return {**_from_file(), **os.environ}.get(name)
 
 
 def _from_file() -> dict[str, str]:
