@@ -6,11 +6,12 @@ from .gallery import HotLoRAGallery
 from .prompt import HotLoRAPrompt
 from .settings import HotLoRASettings
 from .train import HotLoRATrain
-from . import unfinished  # noqa: F401  adds its route to ComfyUI's server
+from . import unfinished  # noqa: F401  adds its route to ComfyUI's server, before that of HotLoRAJob, which takes the rest
+from .job import HotLoRAJob
 
 NODES = (HotLoRAGallery, HotLoRATrain, HotLoRASettings, HotLoRAPrompt, HotLoRACompare)
 
 
 class HotLoRAExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return list(NODES)
+        return [*NODES, HotLoRAJob]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .backend import Backend
+from .backend import Backend, BaseChanged
 from .config import TrainConfig
 from .job_settings import checked_settings, placed, with_preset
 from .job_store import Job, LossFile
@@ -68,6 +68,8 @@ class JobRun(Listener):
             self._end(outcome.status, outcome.message.replace("go on with --resume", "Resume goes on from here"))
         except Stopped:
             self._end("stopped", "stopped before the first step; nothing had been learned yet")
+        except BaseChanged as error:
+            self._end("stopped", f"stopped before the first step, because {error}")
         except BaseException as error:  # a host's own exceptions are among them, and the worker has to live on
             log.warning("the job %s failed: %s", self.job.name, sentence(error))
             self._end("failed", self._why(error), "".join(traceback.format_exception(error)))

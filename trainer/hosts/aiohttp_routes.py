@@ -1,8 +1,7 @@
-"""The API in ComfyUI: one route of its aiohttp server."""
+"""The API in ComfyUI's aiohttp server; nodes/job.py has the route."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from aiohttp import web
 
@@ -12,19 +11,12 @@ from .async_parts import handled, parts_of
 GONE = (ConnectionResetError, ConnectionError)
 
 
-def register(routes: web.RouteTableDef, api_of: Any) -> None:
-    """Answer everything below /hotlora; `api_of()` gives the Api, made when the first request comes."""
-
-    @routes.route("*", "/hotlora{rest:(/.*)?}")
-    async def hotlora(request: web.Request) -> web.StreamResponse:
-        return await answer(api_of(), request)
-
-
 async def answer(api: Api, request: web.Request) -> web.StreamResponse:
+    """Answer a request below /hotlora; ComfyUI has each of its routes a second time below /api."""
+    path = request.path[len("/api"):] if request.path.startswith("/api/hotlora") else request.path
     headers = {name.lower(): value for name, value in request.headers.items()}
-    body = await _read(request, api.body_limit(request.method, request.path))
-    query = dict(request.query)
-    response = await handled(api, Request(request.method, request.path, query, headers, body, request.remote or ""))
+    body = await _read(request, api.body_limit(request.method, path))
+    response = await handled(api, Request(request.method, path, dict(request.query), headers, body, request.remote or ""))
     if isinstance(response.body, bytes):
         return web.Response(status=response.status, headers=response.headers, body=response.body)
     stream = web.StreamResponse(status=response.status, headers=response.headers)
