@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
         if not (text.isascii() and text.isdigit() and len(text) < 16):
             self._refuse(400, "Content-Length is not a number")
             return
-        length, limit = int(text), self.server.api.body_limit("POST", unquote(urlsplit(self.path).path))
+        length, limit = int(text), self.server.api.body_limit("POST", unquote(self.path.partition("?")[0]))
         body = self.rfile.read(min(length, limit + 1))
         if length > limit:
             self._drain(min(length - len(body), DRAINED))
@@ -78,7 +78,11 @@ class Handler(BaseHTTPRequestHandler):
         self._send(Response(status, {"content-type": "application/json"}, b'{"error": "%s"}' % sentence.encode()))
 
     def _answer(self, body: bytes) -> None:
-        parts = urlsplit(self.path)
+        try:
+            parts = urlsplit(self.path)
+        except ValueError:
+            self._refuse(400, "the address cannot be read")
+            return
         headers = {name.lower(): value for name, value in self.headers.items()}
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self._send(self.server.api.handle(Request(self.command, unquote(parts.path), query, headers, body, self.client_address[0])))
