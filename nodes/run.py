@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import comfy.model_management as mm
@@ -52,7 +53,8 @@ class NodeProgress(Listener):
         self.losses.append((report.step, report.loss))
         self.seconds += report.seconds
         left = (report.total_steps - report.step) * self.seconds / len(self.losses)
-        text = f"step {report.step} of {report.total_steps}, loss {report.loss:.4f}, about {left:.0f} s left"
+        # words that a page in any language shows
+        text = f"{report.step} / {report.total_steps}, loss {report.loss:.4f}, ETA {timedelta(seconds=round(left))}"
         if report.step % session.config.log_every == 0:
             log.info("%s: %s", session.name, text)
         if time.monotonic() - self.told > 0.5:
@@ -62,7 +64,8 @@ class NodeProgress(Listener):
 
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None:
         self.pictures += pictures
-        self._show(session, step, ("JPEG", pictures[0], 512))
+        if pictures:
+            self._show(session, step, ("JPEG", pictures[0], 512))
 
     def _show(self, session: Session, step: int, preview=None) -> None:
         try:

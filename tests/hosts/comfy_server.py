@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from hotlora.tests.hosts.places import host
+from hotlora.trainer.demo import drawings
 from hotlora.tests.random_models import checkpoint_weights, full_shapes, write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,9 +35,9 @@ def small_shapes(family: str = "sd15") -> dict:
 class ComfyServer:
     """`base` is its own models, input, output and custom_nodes; the checkout is linked in."""
 
-    def __init__(self, base: Path, *arguments: str, extensions: bool = True) -> None:
+    def __init__(self, base: Path, *arguments: str, extensions: bool = True, environment: dict[str, str] | None = None) -> None:
         self.folder, self.python = host("COMFYUI")
-        self.base, self.arguments = base, arguments
+        self.base, self.arguments, self.environment = base, arguments, environment or {}
         for name in ("custom_nodes", "input", "output", "user", "temp", "models/checkpoints", "models/loras"):
             (base / name).mkdir(parents=True, exist_ok=True)
         link = base / "custom_nodes" / "hotlora"
@@ -50,7 +52,7 @@ class ComfyServer:
             self.port = free.getsockname()[1]
         command = [str(self.python), "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base),
                    "--database-url", "sqlite:///:memory:", *self.arguments]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", **self.environment}
         with self.log.open("a") as stream:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         until = time.monotonic() + timeout
@@ -124,6 +126,27 @@ class ComfyServer:
 
 def write_model(base: Path, name: str = "random.safetensors", shapes: dict | None = None, dtype: torch.dtype = torch.float16, **options) -> str:
     write_checkpoint(base / "models" / "checkpoints" / name, shapes or small_shapes(), dtype, **options)
+    return name
+
+
+def write_gallery(base: Path, name: str = "me") -> None:
+    """Four captioned pictures of two shapes, as `input/name`."""
+    folder = base / "input" / name
+    folder.mkdir(parents=True)
+    rng = random.Random(1)
+    for i, background in enumerate(("white", "gray", "black", "beige")):
+        drawings.draw_mascot(rng, background).resize((96, 64 if i % 2 else 96)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a photo of sks on a {background} background")
+
+
+def write_video_model(base: Path, name: str = "video.safetensors") -> str:
+    """A Wan of one narrow block, which ComfyUI takes for the video model that it is in all but size."""
+    dim, ffn = 128, 256
+    shapes = {"head.modulation": (1, 2, dim), "head.head.weight": (64, dim), "head.head.bias": (64,), "patch_embedding.weight": (dim, 16, 1, 2, 2),
+              "patch_embedding.bias": (dim,), "blocks.0.ffn.0.weight": (ffn, dim), "blocks.0.ffn.0.bias": (ffn,), "blocks.0.modulation": (1, 6, dim)}
+    path = base / "models" / "diffusion_models" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, str(path))
     return name
 
 

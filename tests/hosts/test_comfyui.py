@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.places import host
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_model, write_quantized, write_vega
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_gallery, write_model, write_quantized, write_vega
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
@@ -25,12 +25,7 @@ def base(tmp_path_factory) -> Path:
     """ComfyUI's folders with a checkpoint of random weights and a gallery `input/me`."""
     base = tmp_path_factory.mktemp("comfy")
     write_model(base)
-    folder = base / "input" / "me"
-    folder.mkdir(parents=True)
-    rng = random.Random(1)
-    for i, background in enumerate(("white", "gray", "black", "beige")):
-        drawings.draw_mascot(rng, background).resize((96, 64 if i % 2 else 96)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"a photo of sks on a {background} background")
+    write_gallery(base)
     return base
 
 

@@ -41,8 +41,8 @@ class ComfyBackend:
     size_step = 64
 
     def __init__(self, model: Any, clip: Any, vae: Any, name: str = "model") -> None:
-        if vae is None:
-            raise ValueError("the VAE is missing; connect the VAE of the checkpoint, or a VAE loader")
+        if vae is None or getattr(vae, "first_stage_model", None) is None:
+            raise ValueError("the VAE is missing, or its file has no VAE in it; connect the VAE of the checkpoint, or a VAE loader")
         if clip is None:
             raise ValueError("the CLIP is missing; connect the CLIP of the checkpoint, or a CLIP loader")
         self.model, self.clip, self.vae, self.name = model.clone(), clip, vae, name
@@ -150,9 +150,6 @@ class ComfyBackend:
     @contextmanager
     def borrow(self) -> Iterator[None]:
         with torch.inference_mode(False), ExitStack() as stack:
-            _set(stack, mm, "in_training", True)
-            # every layer of ComfyUI looks for the cancel button and raises in the middle of a step; a session stops after it
-            _set(stack, comfy.ops, "run_every_op", _do_nothing)
             stack.enter_context(frozen_forwards(self.unet, comfy_forward))
             self.unet.eval()
             options = self.model.model_options.get("transformer_options", {})
@@ -171,19 +168,26 @@ class ComfyBackend:
     def _take(self) -> None:
         """Have the denoiser loaded by the host, and put stand-ins that autograd can use in place of its tensors."""
         assert self._borrowed, "predict outside of borrow()"
-        if self._tensors is None:
+        if self._taken is not None:
+            return
+        with torch.inference_mode():  # as when it loads by itself, so that what it leaves behind is of one kind
             mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES)
-            check_trainable(self.unet, self.device)
-            self._tensors = ExitStack()
-            self._tensors.enter_context(plain_tensors(self.unet, keeps_its_tensors))
+        check_trainable(self.unet, self.device)
+        with ExitStack() as stack:
+            _set(stack, mm, "in_training", True)
+            # every layer of ComfyUI looks for the cancel button and raises in the middle of a step; a session stops after it
+            _set(stack, comfy.ops, "run_every_op", _do_nothing)
+            stack.enter_context(plain_tensors(self.unet, keeps_its_tensors))
+            self._taken = stack.pop_all()
 
     def _lend(self) -> None:
-        """Put the host's own tensors back: whatever it does itself may load, move and patch models, the denoiser too."""
-        if self._tensors is not None:
-            self._tensors.close()
-            self._tensors = None
+        """Put the host's own back: whatever it does itself may load, move and patch models, the denoiser too."""
+        if self._taken is not None:
+            self._taken.close()
+            self._taken = None
 
-    _tensors: ExitStack | None = None
+    _taken: ExitStack | None = None
+    _cancelled = False
 
     def set_checkpointing(self, on: bool) -> None:
         self._checkpointing = on
@@ -204,22 +208,30 @@ class ComfyBackend:
         return f"lora_{component}_{path.replace('.', '_')}"
 
     def sample(self, request: SampleRequest) -> list[Image.Image]:
-        """Draw with ComfyUI's own sampler (euler) and whatever adapter is attached; prompts are plain text."""
+        """Draw with ComfyUI's own sampler (euler) and whatever adapter is attached; prompts are plain text.
+
+        The cancel button ends the drawing at once, and the run after it: only the finished pictures are returned.
+        """
         factor = self.latent_factor
         width, height = request.width or self.resolution, request.height or self.resolution
         shape = (1, self.latent_channels, height // factor, width // factor)
         guidance = self.default_guidance if request.guidance is None else request.guidance
-        pictures = []
+        pictures: list[Image.Image] = []
         self._lend()
-        with torch.inference_mode():
-            negative = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(request.negative), show_pbar=False)
-            for i, prompt in enumerate(request.prompts):
-                positive = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt), show_pbar=False)
-                empty = torch.zeros(shape)
-                noise = comfy.sample.prepare_noise(empty, request.seed_of(i))
-                z_BCHW = comfy.sample.sample(self.model, noise, request.steps, guidance, "euler", "normal", positive, negative, empty,
-                                             disable_pbar=True, seed=request.seed_of(i))
-                pictures += [to_picture(x_3HW) for x_3HW in self.vae.decode(z_BCHW).movedim(-1, 1) * 2 - 1]
+        try:
+            with torch.inference_mode():
+                negative = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(request.negative), show_pbar=False)
+                for i, prompt in enumerate(request.prompts):
+                    positive = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt), show_pbar=False)
+                    empty = torch.zeros(shape)
+                    noise = comfy.sample.prepare_noise(empty, request.seed_of(i))
+                    z_BCHW = comfy.sample.sample(self.model, noise, request.steps, guidance, "euler", "normal", positive, negative, empty,
+                                                 disable_pbar=True, seed=request.seed_of(i))
+                    pictures += [to_picture(x_3HW) for x_3HW in self.vae.decode(z_BCHW).movedim(-1, 1) * 2 - 1]
+        except mm.InterruptProcessingException:
+            if not self._borrowed:
+                raise
+            self._cancelled = True
         return pictures
 
     def wanted(self) -> bool:
@@ -227,7 +239,7 @@ class ComfyBackend:
         return False
 
     def interrupted(self) -> bool:
-        return mm.processing_interrupted()
+        return self._cancelled or mm.processing_interrupted()
 
     def wanted(self) -> bool:
         """ComfyUI runs one prompt after the other; whoever wants to draw meanwhile presses cancel, and the run goes on later."""
@@ -258,14 +270,18 @@ def _attention(chosen, *args, **kwargs):
 
 def _prediction(sampling: Any) -> Prediction:
     """What the model predicts, from the host's model_sampling, patches of nodes upstream included."""
-    if isinstance(sampling, comfy.model_sampling.CONST):
+    known = comfy.model_sampling
+    kinds = {known.EPS.calculate_denoised: "eps", known.V_PREDICTION.calculate_denoised: "v", known.CONST.calculate_denoised: "flow"}
+    # by the method that tells them apart: classes that predict something else are derived from these
+    kind = kinds.get(type(sampling).calculate_denoised)
+    if kind == "flow":
         return Prediction("flow")
     sigmas_T = getattr(sampling, "sigmas", None)
-    kinds = {comfy.model_sampling.EPS: "eps", comfy.model_sampling.V_PREDICTION: "v"}
-    discrete = isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete)
-    kind = next((kinds[base] for base in type(sampling).__mro__ if base in kinds), None)
-    if kind is None or not discrete or sigmas_T is None:
-        names = ", ".join(base.__name__ for base in type(sampling).__mro__[1:3])
+    if isinstance(sampling, known.ModelSamplingDiscrete) and sampling.num_timesteps != len(sigmas_T):
+        raise ValueError(f"a model that is distilled to {len(sigmas_T)} timesteps, as by ModelSamplingDiscrete with lcm, cannot be trained; "
+                         "connect the model from before that node")
+    if kind is None or not isinstance(sampling, known.ModelSamplingDiscrete):
+        names = ", ".join(base.__name__ for base in type(sampling).__mro__[1:] if base.__module__ == known.__name__)
         raise ValueError(f"a model sampled by {names} cannot be trained yet; eps, v-prediction and flow models can")
     return Prediction(kind, (1 / (1 + sigmas_T.detach().cpu().double() ** 2)).float().clone())
 
