@@ -47,19 +47,18 @@ export async function sendCaptions() {
   sending = true;
   let failure = null;
   for (const [folder, captions] of Object.entries(drafts)) {
-    if (!Object.keys(captions).length) continue;
     setState({ captionState: "saving" });
     failure = (await send(folder, captions)) ?? failure;
   }
   sending = false;
-  if (failure) {
+  if (!Object.keys(drafts).length) {
+    setState({ captionState: "saved", captionError: null });
+  } else if (failure) {
     setState({ captionState: "failed", captionError: failure });
     // what the server has turned down, it would turn down again
     if (!isFinal(failure)) timer = setTimeout(sendCaptions, RETRY);
-  } else if (Object.values(drafts).some((captions) => Object.keys(captions).length)) {
-    timer = setTimeout(sendCaptions, WAIT);
   } else {
-    setState({ captionState: "saved", captionError: null });
+    timer = setTimeout(sendCaptions, WAIT);
   }
 }
 
@@ -94,6 +93,7 @@ function setDrafts(folder, captions) {
 }
 
 export function dropDrafts() {
+  clearTimeout(timer);
   for (const folder of Object.keys(drafts)) setDrafts(folder, {});
   setState({ captionState: "saved", captionError: null });
 }

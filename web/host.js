@@ -17,7 +17,11 @@ export const isWebui = () => typeof outer.gradioApp === "function";
 export const isComfy = () => Boolean(outer.app?.graph && outer.LiteGraph);
 export const isEmbedded = () => outer !== window || isWebui();
 
-export const askedLanguage = () => asked.get("lang") ?? (isEmbedded() && outer !== window ? outer.document.documentElement.lang || null : null);
+// The language of the host where one was chosen there; null leaves it to the browser.
+export function askedLanguage() {
+  const chosen = outer.opts?.localization || outer.app?.extensionManager?.setting?.get?.("Comfy.Locale");
+  return asked.get("lang") ?? (typeof chosen === "string" && chosen !== "None" ? chosen : null);
+}
 
 export function followTheme(root) {
   const fixed = asked.get("theme") ?? asked.get("__theme") ?? new URLSearchParams(outer.location.search).get("__theme");

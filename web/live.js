@@ -102,19 +102,23 @@ const refreshDetails = () => Promise.allSettled(Object.keys(getState().details).
 
 export async function loadJob(id) {
   const job = await get(jobPath(id));
-  setState((s) => ({ details: { ...s.details, [id]: job } }));
-  patchJob(id, withoutLong(job));
+  takeJob(job);
   return job;
 }
 
-function withoutLong({ settings, previews, details, ...short }) {
-  return short;
+const early = new Map();   // previews that were told of before their job was read
+
+// A whole job, as the server answers with: its long parts are kept apart from its state.
+export function takeJob({ settings, previews, details, ...short }) {
+  const all = withPreviews(previews ?? [], early.get(short.id) ?? []);
+  early.delete(short.id);
+  setState((s) => ({ details: { ...s.details, [short.id]: { ...short, settings, previews: all, details } } }));
+  patchJob(short.id, short);
 }
 
-// A job as far as it is known: the short state, with the long parts where they were read.
-export function jobOf(state, id) {
-  const short = state.jobs?.find((job) => job.id === id);
-  return short && state.details[id] ? { ...state.details[id], ...short } : short ?? null;
+function withPreviews(known, added) {
+  const files = new Set(added.map((one) => one.file));
+  return [...known.filter((one) => !files.has(one.file)), ...added];
 }
 
 export const activeJob = (state) => state.jobs?.find((job) => ACTIVE.includes(job.status)) ?? null;
@@ -153,13 +157,9 @@ const TAKE = {
     patchJob(event.job, { saved: [...saved, { step: event.step, name: event.name, tag: `<lora:${event.name}:1>` }], lora: event.name });
   },
   preview(event) {
-    setState((s) => {
-      const whole = s.details[event.job];
-      if (!whole) return {};
-      const files = new Set(event.previews.map((one) => one.file));
-      const previews = [...(whole.previews ?? []).filter((one) => !files.has(one.file)), ...event.previews];
-      return { details: { ...s.details, [event.job]: { ...whole, previews } } };
-    });
+    const whole = getState().details[event.job];
+    if (!whole) early.set(event.job, withPreviews(early.get(event.job) ?? [], event.previews));
+    else setState((s) => ({ details: { ...s.details, [event.job]: { ...whole, previews: withPreviews(whole.previews, event.previews) } } }));
   },
   log(event) {
     setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));

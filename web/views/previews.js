@@ -37,7 +37,10 @@ export function Previews({ job }) {
 function Viewer({ job, grid, at, onMove, onClose }) {
   const dialog = useRef(null);
   const [other, setOther] = useState(null);
-  useEffect(() => { dialog.current.showModal(); }, []);
+  useEffect(() => {
+    dialog.current.showModal();
+    dialog.current.querySelector(".stage").focus();   // and not a list whose arrow keys would choose something
+  }, []);
   const row = grid.steps.indexOf(at.step);
   const column = grid.prompts.indexOf(at.prompt);
   const move = (down, across) => {
@@ -64,7 +67,7 @@ function Viewer({ job, grid, at, onMove, onClose }) {
             ${grid.steps.filter((step) => step !== at.step).map((step) => html`<option value=${step}>${t("preview.step", { step: number(step) })}</option>`)}
           </select></label>
         <button type="button" class="icon-button" aria-label=${t("close")} onClick=${() => dialog.current.close()}><${Icon} name="x" /></button></header>
-      <div class="stage">
+      <div class="stage" tabindex="-1">
         ${compared ? html`<${Compare} left=${previewUrl(job.id, compared.file)} right=${previewUrl(job.id, one.file)}
             leftLabel=${t("preview.step", { step: number(other) })} rightLabel=${t("preview.step", { step: number(at.step) })} />`
           : html`<img src=${previewUrl(job.id, one.file)} alt=${t("preview.open", { step: number(at.step), prompt: at.prompt })} />`}

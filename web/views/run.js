@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, toast, useStore } from "../store.js";
 import { jobPath, post } from "../api.js";
 import { duration, number, said, t, when } from "../i18n.js";
-import { ACTIVE, ENDED, loadJob, loadLog, patchJob } from "../live.js";
+import { ACTIVE, ENDED, loadJob, loadLog, takeJob } from "../live.js";
 import { isComfy, isWebui, promptOf, tryIt } from "../host.js";
 import { askToNotify, canAskToNotify } from "../notify.js";
 import { Action, Badge, Empty, Icon, Problem, Progress, progressText } from "./parts.js";
@@ -22,7 +22,7 @@ export function RunScreen({ rest }) {
 
 export async function command(id, name, body) {
   const job = await post(jobPath(id, `/${name}`), body);
-  patchJob(job.id, job);
+  takeJob(job);
   return job;
 }
 

@@ -4,7 +4,7 @@ import { html, setState, toast, useStore } from "../store.js";
 import { fromServer, jobPath, post } from "../api.js";
 import { formFrom } from "../form.js";
 import { number, said, t, when } from "../i18n.js";
-import { ACTIVE, loadJob, patchJob } from "../live.js";
+import { ACTIVE, loadJob, takeJob } from "../live.js";
 import { Action, Badge, Empty, Icon, Problem, Progress, progressText } from "./parts.js";
 import { LossChart } from "./loss.js";
 import { command, TryButton } from "./run.js";
@@ -83,7 +83,7 @@ async function removeJob(job, onError) {
   const back = async () => {
     try {
       const restored = await post(jobPath(job.id, "/restore"));
-      patchJob(restored.id, restored);
+      takeJob(restored);
       setState((s) => ({ jobs: [...s.jobs].sort((a, b) => b.created - a.created) }));
     } catch (error) {
       onError(error);

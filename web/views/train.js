@@ -4,7 +4,7 @@ import { html, useStore } from "../store.js";
 import { post } from "../api.js";
 import { changeForm, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
 import { duration, number, said, t } from "../i18n.js";
-import { activeJob, patchJob } from "../live.js";
+import { activeJob, takeJob } from "../live.js";
 import { Action, Field, Icon, Problem, useSettled } from "./parts.js";
 import { Pictures } from "./pictures.js";
 import { Advanced } from "./advanced.js";
@@ -44,7 +44,7 @@ function TrainForm() {
     try {
       const { settings, steps } = await planned(form);
       const job = await post("jobs", { settings: spread(settings, steps), preset: form.preset });
-      patchJob(job.id, job);
+      takeJob(job);
     } catch (problem) {
       setError(problem);
     }
@@ -105,7 +105,8 @@ function usePlan(form) {
     const leave = new AbortController();
     post("jobs/plan", body, { signal: leave.signal }).then(
       (told) => setPlan({ told, error: null }),
-      (error) => { if (error.name !== "AbortError") setPlan({ told: null, error }); });
+      // a server that is away says nothing about the form
+      (error) => { if (error.status) setPlan({ told: null, error }); });
     return () => leave.abort();
   }, [asked, connection === "open", galleries]);
   return plan;

@@ -1,0 +1,80 @@
+"""Everybody can use it: axe-core finds nothing serious, themes are followed, nothing is wider than a sidebar."""
+from pathlib import Path
+
+import pytest
+
+SCREENS = ["#/train", "#/gallery", "#/run", "#/try", "#/runs"]
+
+
+@pytest.fixture(scope="module")
+def filled(shared_server, tmp_path_factory):
+    """The shared server with a gallery and a finished run."""
+    import random
+
+    from hotlora.trainer.demo import drawings
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(3):
+        drawings.draw_mascot(random.Random(i), "white").save(folder / f"{i}.png")
+    (folder / "0.txt").write_text("a photo of sks, round")
+    (folder / "broken.png").write_bytes(b"no picture")
+    job = shared_server.post("jobs", {"settings": {"train_data_dir": str(folder), "name": "shown", "trigger": "sks", "steps": 2, "resolution": 64,
+                                                   "preview_steps": 1, "save_steps": 1}})
+    shared_server.until(job["id"], "completed")
+    return folder
+
+
+def open_filled(shared_server, open_page, folder, screen="", **options):
+    page = open_page(shared_server, **options)
+    page.locator("input[list=hl-folders]").fill(str(folder))
+    page.locator(".strip img").first.wait_for()
+    page.goto(f"{shared_server.url}/hotlora/{screen}")
+    page.locator(".screen h1, .screen h2, .run").first.wait_for()
+    page.wait_for_load_state("load")
+    if screen == "#/gallery":
+        page.locator(".cell").nth(2).wait_for()
+    return page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_axe_finds_nothing_serious(shared_server, open_page, filled, screen, scheme):
+    axe = Path(pytest.importorskip("axe_playwright_python", reason="axe is not installed: pip install axe-playwright-python").__file__).parent / "axe.min.js"
+    page = open_filled(shared_server, open_page, filled, screen, color_scheme=scheme)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.evaluate(axe.read_text(encoding="utf-8"))
+    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    serious = [f"{one['id']}: {one['help']}: {node['html'][:200]}" for one in found["violations"] if one["impact"] in ("serious", "critical")
+               for node in one["nodes"]]
+    assert not serious, "\n".join(serious)
+
+
+@pytest.mark.parametrize("width", [380, 1600])
+@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("language", ["en-US", "zh-CN"])
+def test_nothing_is_wider_than_the_window(shared_server, open_page, filled, screen, width, language):
+    page = open_filled(shared_server, open_page, filled, screen, viewport={"width": width, "height": 800}, locale=language)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def background(page) -> float:
+    """How light the page is, from 0 to 1."""
+    red, green, blue = map(float, page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor.match(/[\\d.]+/g).slice(0, 3)"))
+    return (red + green + blue) / 765
+
+
+def test_themes_of_the_system_and_of_the_address(shared_server, open_page):
+    assert background(open_page(shared_server, color_scheme="light")) > 0.8
+    assert background(open_page(shared_server, color_scheme="dark")) < 0.3
+    assert background(open_page(shared_server, "?__theme=dark", color_scheme="light")) < 0.3
+    assert background(open_page(shared_server, "?theme=light", color_scheme="dark")) > 0.8
+
+
+def test_every_form_control_is_reached_by_tab_alone(shared_server, open_page):
+    page = open_page(shared_server)
+    seen = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("(document.activeElement.innerText || document.activeElement.name || document.activeElement.placeholder || '').trim()"))
+    assert {"Add pictures", "Train", "Gallery", "Advanced", "hl-preset"} <= seen, seen

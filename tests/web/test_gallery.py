@@ -1,0 +1,181 @@
+"""The gallery in a real browser: captions are never lost, many pictures stay fast, nothing of theirs is run."""
+import random
+import shutil
+
+import pytest
+from PIL import Image
+
+from hotlora.trainer.demo import drawings
+
+from .conftest import until
+
+
+@pytest.fixture
+def open_gallery(shared_server, open_page):
+    """Open the gallery screen on a folder."""
+    def open_(folder, **options):
+        page = open_page(shared_server, **options)
+        page.locator("input[list=hl-folders]").fill(str(folder))
+        page.locator(".strip img").first.wait_for()
+        page.goto(f"{shared_server.url}/hotlora/#/gallery")
+        page.locator(".cell").first.wait_for()
+        return page
+
+    return open_
+
+
+def saved(page):
+    page.locator(".save-state", has_text="Captions saved").wait_for()
+
+
+def test_captions_are_saved_by_themselves_by_keys_alone(open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.locator(".thumb").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("first new caption")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("第二条描述，带逗号")
+    saved(page)
+    assert (gallery / "1.txt").read_text() == "first new caption"
+    assert (gallery / "2.txt").read_text(encoding="utf-8") == "第二条描述，带逗号"
+    assert (gallery / "0.txt").read_text().startswith("a photo of sks")
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.className") == "thumb"
+    page.keyboard.press("o")
+    page.get_by_text("1 former caption").wait_for()
+
+
+def test_captions_survive_a_server_that_fails_and_a_reload(open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.route("**/gallery/captions", lambda route: route.abort())
+    page.get_by_label("Caption of 0.png").fill("typed into the void")
+    page.locator(".save-state", has_text="kept here but not saved yet").wait_for()
+    page.reload()
+    until(page, "document.querySelector('.cell textarea')?.value === 'typed into the void'")
+    assert (gallery / "0.txt").read_text() != "typed into the void"
+    page.unroute("**/gallery/captions")
+    page.reload()
+    saved(page)
+    assert (gallery / "0.txt").read_text() == "typed into the void"
+
+
+def test_another_writer_does_not_take_what_is_being_typed(shared_server, open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.route("**/gallery/captions", lambda route: route.abort())
+    page.get_by_label("Caption of 0.png").fill("mine")
+    shared_server.post("gallery/captions", {"folder": str(gallery), "captions": {"0.png": "a captioner's", "1.png": "a captioner's too"}})
+    until(page, "document.querySelectorAll('.cell textarea')[1].value === \"a captioner's too\"")
+    assert page.get_by_label("Caption of 0.png").input_value() == "mine"
+    page.unroute("**/gallery/captions")
+    saved(page)
+    assert (gallery / "0.txt").read_text() == "mine"
+
+
+def test_a_picture_that_is_gone_does_not_keep_others_from_being_saved(open_gallery, gallery):
+    page = open_gallery(gallery)
+    (gallery / "0.png").unlink()
+    page.get_by_label("Caption of 0.png").fill("nowhere to go")
+    page.get_by_label("Caption of 1.png").fill("to its place")
+    page.locator(".save-state", has_text="there is no picture 0.png").wait_for()
+    until(page, lambda: (gallery / "1.txt").read_text() == "to its place")
+    page.get_by_role("button", name="Drop the edits").click()
+    saved(page)
+
+
+def test_replace_tags_and_undo(open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.get_by_text("Change many captions").click()
+    page.get_by_label("Find").fill("round")
+    page.get_by_label("Replace with").fill("oval")
+    page.get_by_role("button", name="Replace", exact=True).click()
+    page.get_by_text("6 captions changed.").wait_for()
+    saved(page)
+    assert "oval" in (gallery / "5.txt").read_text()
+    page.get_by_role("button", name="Undo").click()
+    until(page, "document.querySelector('.cell textarea').value.includes('round')")
+    saved(page)
+    assert all("round" in (gallery / f"{i}.txt").read_text() for i in range(6))
+    # only in the selected ones
+    page.locator(".thumb").first.click()
+    page.get_by_label("Tag", exact=True).fill("new tag")
+    page.get_by_role("button", name="Add first").click()
+    page.get_by_text("1 caption changed.").wait_for()
+    saved(page)
+    assert (gallery / "0.txt").read_text().startswith("new tag, ") and "new tag" not in (gallery / "1.txt").read_text()
+    page.get_by_text(" tags").last.click()
+    page.get_by_role("button", name="new tag").click()
+    page.get_by_text("1 of 6 pictures").wait_for()
+
+
+def test_remove_and_restore(open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.locator(".thumb").nth(2).focus()
+    page.keyboard.press("Delete")
+    page.locator(".gallery-bar", has_text="5 pictures").wait_for()
+    assert not (gallery / "2.png").exists() and not (gallery / "2.txt").exists()
+    page.get_by_role("button", name="Undo").click()
+    page.locator(".gallery-bar", has_text="6 pictures").wait_for()
+    assert (gallery / "2.png").exists() and (gallery / "2.txt").exists()
+
+
+def test_dropped_folders_and_pasted_pictures_go_into_a_gallery_of_their_own(shared_server, open_page, gallery):
+    page = open_page(shared_server, "#/gallery")
+    data = list((gallery / "0.png").read_bytes())
+    fire = """([kind, data, name]) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(data)], name, {type: "image/png"}));
+      if (kind === "paste") document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: transfer, bubbles: true, cancelable: true}));
+      else document.querySelector(".dropzone").dispatchEvent(new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true}));
+    }"""
+    page.evaluate(fire, ["drop", data, "dropped.png"])
+    page.get_by_label("Caption of dropped.png").wait_for()
+    page.evaluate(fire, ["paste", list((gallery / "1.png").read_bytes()), "image.png"])
+    page.get_by_label("Caption of image.png").wait_for()
+    folder = page.evaluate("JSON.parse(localStorage['hotlora.form']).folder")
+    assert folder.startswith(str(shared_server.folder / "galleries"))
+    assert (gallery / "0.png").exists()
+
+
+def test_names_and_captions_are_never_run(open_gallery, tmp_path):
+    folder = tmp_path / "<img src=x onerror=window.hacked=1>"
+    folder.mkdir()
+    name = "<img src=x onerror=window.hacked=1>.png"
+    drawings.draw_mascot(random.Random(1), "white").save(folder / name)
+    (folder / name.replace(".png", ".txt")).write_text("<script>window.hacked=1</script><img src=x onerror=window.hacked=1>")
+    (folder / "<b onclick=x>.png").write_bytes(b"no picture")
+    page = open_gallery(folder)
+    page.get_by_text("1 file cannot be used").click()
+    page.get_by_text("1 tag").click()
+    page.locator(".thumb").first.dblclick()
+    page.locator(".viewer").wait_for()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator(".hotlora script, .hotlora b[onclick], .hotlora img[src=x]").count() == 0
+
+
+def test_two_thousand_pictures_scroll_with_few_elements_and_little_memory(open_gallery, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(20):
+        Image.effect_noise((384, 384), 60).convert("RGB").save(folder / f"{i:04d}.jpg", quality=80)
+    for i in range(20, 2000):
+        shutil.copy(folder / f"{i % 20:04d}.jpg", folder / f"{i:04d}.jpg")
+    (folder / "metadata.csv").write_text("file_name,caption\n" + "".join(f"{i:04d}.jpg,\"tag{i % 7}, number {i}\"\n" for i in range(2000)))
+    page = open_gallery(folder)
+    page.locator(".gallery-bar", has_text="2,000 pictures").wait_for()
+    devtools = page.context.new_cdp_session(page)
+    devtools.send("Performance.enable")
+    for share in [i / 12 for i in range(13)]:
+        page.evaluate("share => window.scrollTo(0, share * document.documentElement.scrollHeight)", share)
+        until(page, "[...document.querySelectorAll('.cell')].some((one) => { const at = one.getBoundingClientRect(); return at.top < innerHeight && at.bottom > 0; })")
+        assert page.locator(".cell").count() < 80
+    assert page.locator(".cell [aria-label='Caption of 1999.jpg']").count() == 1
+    devtools.send("HeapProfiler.collectGarbage")
+    heap = {one["name"]: one["value"] for one in devtools.send("Performance.getMetrics")["metrics"]}["JSHeapUsedSize"]
+    assert heap < 60e6
+    # by keys from the last to the first
+    page.locator(".thumb[tabindex='0'], .thumb").last.focus()
+    page.keyboard.press("Home")
+    page.locator(".cell [aria-label='Caption of 0000.jpg']").wait_for()

@@ -1,0 +1,90 @@
+"""The texts: the same keys in both languages, every text that the code uses, and Chinese for every setting of the server."""
+import re
+from pathlib import Path
+
+import pytest
+
+from hotlora.trainer.config import SETTINGS
+from hotlora.trainer.job_settings import CODE, DECIDED
+from hotlora.trainer.job_store import STATUSES
+from hotlora.trainer.presets import PRESETS
+
+WEB = Path(__file__).resolve().parent.parent.parent / "web"
+FAMILIES = {
+    "status": STATUSES,
+    "ended": ("completed", "stopped", "failed", "interrupted", "cancelled"),
+    "preset": [key for preset in PRESETS for key in (preset, f"{preset}.hint")],
+    "captions": ("waiting", "saving", "saved"),
+    "try": ("sent", "node", "copied"),
+}
+"""Texts whose key is put together by the code, as `status.${...}`."""
+
+
+def sources():
+    return {path.relative_to(WEB).as_posix(): path.read_text(encoding="utf-8")
+            for path in [*WEB.glob("*.js"), *WEB.glob("views/*.js")]}
+
+
+def keys_of(language: str) -> list[str]:
+    text = (WEB / "text" / f"{language}.js").read_text(encoding="utf-8")
+    return re.findall(r'^  "?([\w.]+)"?: ', text, re.MULTILINE)
+
+
+def test_both_languages_have_the_same_texts():
+    english, chinese = keys_of("en"), keys_of("zh")
+    assert len(set(english)) == len(english) and len(set(chinese)) == len(chinese)
+    assert english == chinese
+
+
+def test_every_text_that_is_used_exists_and_every_text_is_used():
+    code = "\n".join(sources().values())
+    used = set(re.findall(r'\bt\(\s*"([\w.]+)"', code)) | set(re.findall(r'\? "([a-z]+\.\w+)" : "[a-z]+\.\w+"', code))
+    used |= set(re.findall(r'\? "[a-z]+\.\w+" : "([a-z]+\.\w+)"', code))
+    computed = set(re.findall(r"\bt\(`(\w+)\.\$", code))
+    advanced = set(re.findall(r"^  (\w+): \[", sources()["views/advanced.js"], re.MULTILINE)) | {"other"}
+    subjects = set(re.findall(r"^  (\w+): \(who\)", sources()["form.js"], re.MULTILINE))
+    families = {**FAMILIES, "group": advanced, "subject": [key for one in subjects for key in (one, f"{one}.hint")]}
+    assert computed <= set(families), "a family of texts that this test does not know"
+    used |= {f"{family}.{member}" for family, members in families.items() for member in members}
+    known = set(keys_of("en"))
+    assert used - known == set()
+    assert known - used == set()
+
+
+def test_no_text_stands_in_a_view():
+    """Words between tags would be shown in English to everybody."""
+    for name, source in sources().items():
+        for words in re.findall(r">\s*([A-Za-z][a-z]+(?: [a-z]+)+)\s*<", source):
+            raise AssertionError(f"{name} shows {words!r} without a text key")
+
+
+def test_every_setting_has_a_chinese_name_help_and_unit():
+    text = (WEB / "text" / "zh_settings.js").read_text(encoding="utf-8")
+    known = set(re.findall(r"^  (\w+): \[", text, re.MULTILINE))
+    elsewhere = {"train_data_dir", "name", "trigger", *DECIDED, *CODE}
+    assert {name for name in SETTINGS if name not in elsewhere} - known == set()
+    units = set(re.findall(r'^  "?([\w ]+)"?: "', text, re.MULTILINE))
+    assert {setting.unit for setting in SETTINGS.values() if setting.unit} - units == set()
+
+
+@pytest.mark.parametrize("language, word", [("en-US", "Train a LoRA"), ("zh-CN", "训练 LoRA"), ("fr-FR", "Train a LoRA")])
+def test_the_language_is_the_browser_s(shared_server, open_page, language, word):
+    page = open_page(shared_server, locale=language)
+    assert page.get_by_role("heading", level=1).first.inner_text() == word
+
+
+def test_a_chosen_language_is_kept_and_the_form_with_it(shared_server, open_page):
+    page = open_page(shared_server)
+    page.get_by_label("Name", exact=True).fill("stays")
+    page.get_by_label("Language").select_option("zh")
+    page.get_by_role("heading", name="训练 LoRA").wait_for()
+    assert page.get_by_label("名称", exact=True).input_value() == "stays"
+    assert page.locator("html").get_attribute("lang") == "zh-CN"
+    page.reload()
+    page.get_by_role("heading", name="训练 LoRA").wait_for()
+
+
+def test_sentences_of_the_server_are_shown_in_chinese(shared_server, open_page, tmp_path):
+    page = open_page(shared_server, locale="zh-CN")
+    page.locator("input[list=hl-folders]").fill(str(tmp_path / "nowhere"))
+    page.locator(".told.wrong", has_text=f"文件夹 {tmp_path / 'nowhere'} 不存在").wait_for()

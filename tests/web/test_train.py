@@ -1,0 +1,198 @@
+"""The first screen in a real browser: from pictures to a LoRA, over reloads, a killed server and two tabs."""
+import re
+
+import pytest
+
+from hotlora.tests.trainer.ui_server import UiServer
+from hotlora.trainer.lora_file import load_lora
+
+from .conftest import PATIENCE, fill_form, set_advanced, status, until
+
+
+def test_from_an_empty_page_to_a_lora_by_keys(server, open_page, gallery, tmp_path):
+    page = open_page(server)
+    page.get_by_text("Nothing has been trained yet").wait_for()
+    files = sorted(map(str, gallery.iterdir()))
+    page.locator(".dropzone input[type=file]").set_input_files(files)
+    page.get_by_text("6 pictures, 6 with a caption.").wait_for()
+    page.get_by_label("Name", exact=True).focus()
+    page.keyboard.type("mascot")
+    page.keyboard.press("Tab")
+    page.keyboard.type("sks")
+    page.get_by_role("radio", name="Object").focus()
+    page.keyboard.press("Space")
+    set_advanced(page, {"steps": 6, "preview_steps": 3, "resolution": 64})
+    page.get_by_text("6 pictures, 6 steps").wait_for()
+    page.get_by_role("button", name="Train", exact=True).focus()
+    page.keyboard.press("Enter")
+    status(page, "completed")
+
+    assert load_lora(server.folder / "loras" / "mascot.safetensors")
+    assert "step 6 of 6" in page.locator(".run-line").inner_text()
+    # two prompts at two steps, each picture drawn
+    pictures = page.locator(".preview-grid img")
+    assert pictures.count() == 4
+    pictures.first.scroll_into_view_if_needed()
+    until(page, "[...document.querySelectorAll('.preview-grid img')].every((one) => one.naturalWidth > 0)")
+    page.get_by_role("button", name="Copy the tag").click()
+    page.get_by_text("Copied: <lora:mascot:0.8>, sks").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "<lora:mascot:0.8>, sks"
+    job = server.get("jobs")["jobs"][0]
+    assert job["total_steps"] == 6 and job["trigger"] == "sks"
+    assert server.get(f"jobs/{job['id']}")["settings"]["preview_prompts"] == ["a photo of sks on a white table", "a photo of sks in a garden"]
+
+
+def test_the_viewer_walks_by_keys_and_compares(server, open_page, gallery):
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "seen", "steps": 2, "resolution": 64, "preview_steps": 1,
+                                            "preview_prompts": ["one", "two"]}})
+    server.until(job["id"], "completed")
+    page = open_page(server, "#/run")
+    page.get_by_role("button", name="Step 1: one").click()
+    title = page.locator(".viewer header strong")
+    prompt = page.locator(".viewer header p span")
+    assert (title.inner_text(), prompt.inner_text()) == ("Step 1", "one")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowRight")
+    page.locator(".viewer header", has_text="Step 2").get_by_text("two", exact=True).wait_for()
+    page.get_by_label("Compare with").select_option(label="Step 1")
+    slider = page.get_by_label("Divider between the two pictures")
+    slider.focus()
+    before = page.locator(".compare").get_attribute("style")
+    page.keyboard.press("ArrowRight")
+    until(page, lambda: page.locator(".compare").get_attribute("style") != before)
+    page.keyboard.press("Escape")
+    page.locator(".viewer").wait_for(state="detached")
+
+
+def test_a_bad_folder_is_told_and_the_form_stays(shared_server, open_page, tmp_path):
+    page = open_page(shared_server)
+    missing = tmp_path / "not there"
+    fill_form(page, missing, name="kept")
+    page.get_by_text(f"The gallery {missing} does not exist").first.wait_for()
+    page.get_by_role("button", name=re.compile("Train|Add to the queue")).click()
+    page.locator(".field-error", has_text="does not exist").wait_for()
+    page.reload()
+    assert page.get_by_label("Name", exact=True).input_value() == "kept"
+    assert page.locator("input[list=hl-folders]").input_value() == str(missing)
+    assert page.locator("details.advanced .count").first.inner_text() == "2 changed"
+
+
+@pytest.mark.parametrize("setting, value, sentence", [("lora_rank", "0", "lora_rank is '0'"), ("learning_rate", "much", "learning_rate is 'much'")])
+def test_a_wrong_value_is_told_before_and_at_the_start(shared_server, open_page, gallery, setting, value, sentence):
+    page = open_page(shared_server)
+    fill_form(page, gallery, **{setting: value})
+    page.locator(".told.wrong", has_text=sentence).wait_for()
+    page.get_by_role("button", name=re.compile("Train|Add to the queue")).click()
+    page.locator(".problem", has_text=sentence).wait_for()
+    page.locator("details.advanced > summary").click()
+    page.get_by_role("searchbox", name="Search settings").fill(setting)
+    assert page.locator(f"#hl-set-{setting}").input_value() == value
+    page.get_by_role("button", name=re.compile("^Reset ")).and_(page.locator(".setting .link")).click()
+    page.get_by_text("6 pictures").first.wait_for()
+
+
+def test_reload_pause_and_stop_in_the_middle(server, open_page, gallery):
+    page = open_page(server)
+    fill_form(page, gallery, steps=2000, resolution=64)
+    page.get_by_text("6 pictures, 2,000 steps").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    status(page, "running")
+    until(page, "/^\\d+% · mascot/.test(document.title)", PATIENCE)
+    page.reload()
+    status(page, "running")
+    page.get_by_role("button", name="Pause").click()
+    status(page, "paused")
+    page.get_by_role("button", name="Resume").click()
+    status(page, "running")
+    page.get_by_role("button", name="Save now").click()
+    page.get_by_role("button", name="Copy the tag").wait_for(timeout=PATIENCE)
+    page.get_by_role("button", name="Stop and keep").click()
+    status(page, "stopped")
+    assert page.locator(".loss canvas").count() == 1
+    assert (server.folder / "loras" / "mascot.safetensors").is_file()
+    assert page.title() == "HotLoRA"
+
+
+def test_a_killed_server_loses_nothing(tmp_path, open_page, gallery):
+    server = UiServer(tmp_path / "ui").start()
+    port = server.url.rsplit(":", 1)[1]
+    page = open_page(server)
+    fill_form(page, gallery, steps=2000, resolution=64, save_steps=2)
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_role("button", name="Copy the tag").wait_for(timeout=PATIENCE)
+    job = server.get("jobs")["jobs"][0]["id"]
+    server.kill()
+    page.locator(".banner", has_text="The server does not answer").wait_for()
+    page.get_by_label("Name", exact=True).fill("typed while it was away")
+    server = UiServer(tmp_path / "ui", "--port", port).start()
+    try:
+        status(page, "interrupted")
+        assert page.get_by_label("Name", exact=True).input_value() == "typed while it was away"
+        page.locator(".banner").wait_for(state="detached")
+        page.get_by_role("button", name="Resume").click()
+        status(page, "running")
+        page.get_by_role("button", name="Stop and keep").click()
+        status(page, "stopped")
+        steps = [step for step, _ in server.get(f"jobs/{job}/losses")["losses"]]
+        assert steps == list(range(1, len(steps) + 1))
+    finally:
+        server.stop()
+
+
+def test_two_tabs_show_the_same(server, open_page, gallery):
+    first = open_page(server)
+    second = open_page(server, context=first.context)
+    fill_form(first, gallery, steps=2, resolution=64)
+    until(second, "document.querySelector('input[list=hl-folders]').value !== ''")
+    assert second.get_by_label("Name", exact=True).input_value() == "mascot"
+    second.get_by_text("6 pictures, 2 steps").wait_for()
+    second.get_by_role("button", name="Train", exact=True).click()
+    status(first, "completed")
+    status(second, "completed")
+
+
+def test_a_failed_run_says_why_with_the_details_folded(server, open_page, gallery):
+    (gallery / "lora.safetensors").write_bytes(b"no LoRA")
+    page = open_page(server)
+    fill_form(page, gallery, steps=2, resolution=64, init_lora=gallery / "lora.safetensors")
+    page.get_by_role("button", name="Train", exact=True).click()
+    status(page, "failed")
+    problem = page.locator(".run .problem")
+    assert "lora.safetensors" in problem.locator("p").inner_text()
+    assert not problem.locator("pre").is_visible()
+    problem.locator("summary").click()
+    assert "Traceback" in problem.locator("pre").inner_text()
+
+
+def test_settings_go_to_a_yaml_file_and_back(shared_server, open_page, gallery, tmp_path):
+    page = open_page(shared_server)
+    fill_form(page, gallery, name="in_a_file", steps=77, lora_rank=5)
+    page.locator("details.advanced > summary").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save settings").click()
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
+    assert file.name == "in_a_file.yaml" and "lora_rank: 5" in file.read_text()
+
+    other = open_page(shared_server)
+    other.locator("details.advanced > summary").click()
+    other.locator("details.advanced input[type=file]").set_input_files(file)
+    other.get_by_text("Settings of in_a_file.yaml loaded.").wait_for()
+    assert other.get_by_label("Name", exact=True).input_value() == "in_a_file"
+    other.get_by_text("6 pictures, 77 steps").wait_for()
+
+
+def test_the_queue_is_ordered_and_the_history_undone(server, open_page, gallery):
+    settings = {"train_data_dir": str(gallery), "steps": 100_000, "resolution": 64}
+    jobs = [server.post("jobs", {"settings": {**settings, "name": name}}) for name in ("first", "second", "third")]
+    page = open_page(server, "#/runs")
+    page.get_by_role("button", name="Move third up").click()
+    until(page, "document.querySelectorAll('.job-list')[0].innerText.indexOf('third') < document.querySelectorAll('.job-list')[0].innerText.indexOf('second')")
+    assert server.get("jobs")["queue"] == [jobs[2]["id"], jobs[1]["id"]]
+    row = page.locator(".job-row", has_text="second")
+    row.get_by_role("button", name="Cancel").click()
+    page.locator(".job-row", has_text="second").locator(".badge", has_text="cancelled").wait_for()
+    page.get_by_role("button", name="Remove second from the history").click()
+    page.locator(".job-row", has_text="second").wait_for(state="detached")
+    page.get_by_role("button", name="Undo").click()
+    page.locator(".job-row", has_text="second").wait_for()
