@@ -8,23 +8,30 @@ const KEPT = "hotlora.captions";
 const WAIT = 700;
 const RETRY = 3000;
 
-let drafts = read();           // {folder: {file: text}}
+// Each page keeps its own, so that two tabs do not write over each other's.
+const OWN = `${KEPT}.${Math.random().toString(36).slice(2)}`;
+let drafts = adopt();           // {folder: {file: text}}
 let timer = 0;
 let sending = false;
 let open = false;
 
-function read() {
+// What other pages have left behind. One of a page that is still open is sent twice, which changes nothing.
+function adopt() {
+  const found = {};
   try {
-    const kept = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
-    return kept && typeof kept === "object" ? kept : {};
-  } catch {
-    return {};
-  }
+    for (const key of Object.keys(localStorage).filter((one) => one.startsWith(`${KEPT}.`))) {
+      for (const [folder, captions] of Object.entries(JSON.parse(localStorage.getItem(key)))) found[folder] = { ...found[folder], ...captions };
+      localStorage.removeItem(key);
+    }
+    if (Object.keys(found).length) localStorage.setItem(OWN, JSON.stringify(found));
+  } catch { /* no storage: they are lost with the page, as nothing can be kept */ }
+  return found;
 }
 
 function keep() {
   try {
-    localStorage.setItem(KEPT, JSON.stringify(drafts));
+    if (Object.keys(drafts).length) localStorage.setItem(OWN, JSON.stringify(drafts));
+    else localStorage.removeItem(OWN);
   } catch { /* full or private: they are still in memory and on their way */ }
 }
 
@@ -33,9 +40,15 @@ export const draftOf = (folder, file) => drafts[folder]?.[file];
 export function typed(folder, captions) {
   drafts = { ...drafts, [folder]: { ...drafts[folder], ...captions } };
   keep();
-  setState({ captionState: "waiting", drafts });
+  tell("waiting");
+  setState({ drafts });
   clearTimeout(timer);
   timer = setTimeout(sendCaptions, WAIT);
+}
+
+// A failure stays in sight, with its buttons in place, until it is over.
+function tell(captionState) {
+  if (getState().captionState !== "failed") setState({ captionState });
 }
 
 export async function sendCaptions() {
@@ -47,7 +60,7 @@ export async function sendCaptions() {
   sending = true;
   let failure = null;
   for (const [folder, captions] of Object.entries(drafts)) {
-    setState({ captionState: "saving" });
+    tell("saving");
     failure = (await send(folder, captions)) ?? failure;
   }
   sending = false;
