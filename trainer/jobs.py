@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .drawing import DrawingQueue
 from .host import Host
 from .job_events import EventLog
 from .job_run import JobRun
@@ -41,6 +42,7 @@ class JobQueue:
         self.store = JobStore(host.home / "jobs")
         self._lock_file = _lock(host.home)
         self.events = EventLog(self.store.folder)
+        self.drawings = DrawingQueue(host, self.events)
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._jobs = {job.id: job for job in self.store.load_all()}
@@ -206,6 +208,8 @@ class JobQueue:
 
     def close(self) -> None:
         """Stop what runs, with its work saved, and end the thread."""
+        for drawing in self.drawings.all():
+            self.drawings.cancel(drawing)
         with self.lock:
             self._closed = True
             if self._run is not None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hotlora.tests.trainer.ui_server import UiServer
-from hotlora.trainer.hosts.standalone_host import StandaloneHost
+from hotlora.trainer.hosts.standalone_host import SharedBackend, StandaloneHost
 from hotlora.trainer.jobs import JobQueue, NoSuchJob, NotNow
 from hotlora.trainer.lora_file import load_lora
 
@@ -18,7 +18,7 @@ class Host(StandaloneHost):
 
     def __init__(self, home, backend):
         super().__init__(home, ["demo"], "cpu")
-        self._loaded = "demo", backend
+        self._loaded = "demo", SharedBackend(backend)
         self.written, self.reason = [], ""
 
     def can_train(self):

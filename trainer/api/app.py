@@ -11,7 +11,7 @@ from ..gallery_edit import Occupied
 from ..host import Host
 from ..jobs import JobQueue, NoSuchJob, NotNow
 from ..output_files import OutputError
-from . import gallery_routes, info_routes, job_routes, lora_routes
+from . import drawing_routes, gallery_routes, info_routes, job_routes, lora_routes
 from .guard import Policy, check_login, check_origin
 from .messages import ApiError, Request, Response, as_json
 from .routes import Route
@@ -22,7 +22,7 @@ PREFIX = "/hotlora"
 
 
 def all_routes() -> list[Route]:
-    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *job_routes.ROUTES, *lora_routes.ROUTES, *page_routes()]
+    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *job_routes.ROUTES, *lora_routes.ROUTES, *drawing_routes.ROUTES, *page_routes()]
 
 
 class Api:
@@ -30,7 +30,7 @@ class Api:
 
     def __init__(self, host: Host, jobs: JobQueue, policy: Policy | None = None) -> None:
         self.host, self.jobs, self.policy = host, jobs, policy or Policy()
-        self.galleries = Galleries(host.home)
+        self.galleries, self.drawings = Galleries(host.home), jobs.drawings
         self.routes = all_routes()
 
     def handle(self, request: Request) -> Response:
@@ -61,7 +61,8 @@ class Api:
             if match:
                 others.add(route.method)
         if others:
-            raise ApiError(405, f"{request.method[:20]} is not possible here, only {', '.join(sorted(others))}", headers={"allow": ", ".join(sorted(others))})
+            possible = ", ".join(sorted(others))
+            raise ApiError(405, f"{request.method[:20]} is not possible here, only {possible}", headers={"allow": possible})
         raise ApiError(404, f"there is nothing at {request.path[:200]}; /hotlora/api/openapi.json lists what there is")
 
 

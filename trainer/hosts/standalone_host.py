@@ -2,14 +2,59 @@
 from __future__ import annotations
 
 import gc
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, TypeVar
+from typing import Any, Callable, Iterator, TypeVar
 
 from ..backend import Backend
 from ..config import TrainConfig
 from .standalone import StandaloneBackend, load_base
 
 T = TypeVar("T")
+
+
+class Tickets:
+    """A lock that goes round in the order in which it was asked for, and tells whether somebody waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._given = self._served = 0
+
+    @property
+    def waiting(self) -> bool:
+        return self._given - self._served > 1
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        with self._changed:
+            mine = self._given
+            self._given += 1
+            self._changed.wait_for(lambda: self._served == mine)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._served += 1
+                self._changed.notify_all()
+
+
+class SharedBackend:
+    """A base that a training and whoever draws meanwhile take in turns; everything else is the inner backend's."""
+
+    def __init__(self, inner: StandaloneBackend) -> None:
+        self._inner, self._tickets = inner, Tickets()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @contextmanager
+    def borrow(self) -> Iterator[None]:
+        with self._tickets.held(), self._inner.borrow():
+            yield
+
+    def wanted(self) -> bool:
+        return self._tickets.waiting
 
 
 class StandaloneHost:
@@ -20,7 +65,8 @@ class StandaloneHost:
     def __init__(self, home: Path, bases: list[str], device: str = "auto", gallery_roots: list[Path] | None = None) -> None:
         self.home, self.device, self.gallery_roots = home.resolve(), device, gallery_roots
         self._paths = {_name(path): path for path in bases}
-        self._loaded: tuple[str, StandaloneBackend] | None = None
+        self._loaded: tuple[str, SharedBackend] | None = None
+        self._users, self._loading = 0, threading.Lock()
 
     def lora_folders(self) -> list[Path]:
         return [self.home / "loras"]
@@ -38,11 +84,24 @@ class StandaloneHost:
     def with_backend(self, config: TrainConfig, work: Callable[[Backend], T]) -> T:
         if config.base_model not in self._paths:
             raise ValueError(f"base_model is {config.base_model!r} but must be one of {', '.join(self._paths)}")
-        if self._loaded is None or self._loaded[0] != config.base_model:
+        with self._loading:
+            backend = self._backend(config.base_model)
+            self._users += 1
+        try:
+            return work(backend)
+        finally:
+            with self._loading:
+                self._users -= 1
+
+    def _backend(self, name: str) -> SharedBackend:
+        """The base of that name, in place of the one that was loaded. ValueError while another is in use."""
+        if self._loaded is None or self._loaded[0] != name:
+            if self._users:
+                raise ValueError(f"the base {self._loaded[0]} is in use, and two do not fit into the memory; use it, or wait until it is free")
             self._loaded = None
             gc.collect()
-            self._loaded = config.base_model, load_base(self._paths[config.base_model], self.device)
-        return work(self._loaded[1])
+            self._loaded = name, SharedBackend(load_base(self._paths[name], self.device))
+        return self._loaded[1]
 
     def lora_written(self, name: str, path: Path) -> None:
         """Nothing keeps a LoRA in memory here: whoever draws reads the file."""

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from hotlora.trainer.api import Api, Policy, Request
-from hotlora.trainer.hosts.standalone_host import StandaloneHost
+from hotlora.trainer.hosts.standalone_host import SharedBackend, StandaloneHost
 from hotlora.trainer.jobs import JobQueue
 
 
@@ -42,7 +42,7 @@ class Client:
 @pytest.fixture
 def host(tmp_path, backend):
     host = StandaloneHost(tmp_path / "home", ["demo"], "cpu")
-    host._loaded = "demo", backend
+    host._loaded = "demo", SharedBackend(backend)
     return host
 
 

@@ -152,3 +152,21 @@ def test_a_job_in_the_wrong_state_says_what_it_can(client, gallery):
     assert client.post(f"jobs/{job}/remove")["id"] == job
     client.get(f"jobs/{job}", 404)
     assert client.post(f"jobs/{job}/restore")["id"] == job and client.get(f"jobs/{job}")["status"] == "completed"
+
+
+def test_drawings(client, api):
+    made = client.post("drawings", {"prompt": "a red circle", "names": [], "weights": [0], "steps": 1}, status=201)
+    drawing = api.drawings.get(made["id"])
+    end = time.monotonic() + 120
+    while drawing.status in ("queued", "drawing"):
+        assert time.monotonic() < end, drawing
+        time.sleep(0.02)
+    [shown] = client.get("drawings")["drawings"]
+    assert shown["status"] == "done" and shown["total"] == 1
+    found = client.ask("GET", f"drawings/{made['id']}/{shown['pictures'][0]['file']}")
+    assert found.status == 200 and found.headers["content-type"] == "image/png" and found.body.is_file()
+    assert client.post(f"drawings/{made['id']}/cancel")["status"] == "done"
+    for path in (f"drawings/{made['id']}/drawing.json", "drawings/none/000.png"):
+        client.get(path, status=404)
+    assert "multiple of 8" in client.post("drawings", {"prompt": "x", "names": [], "weights": [0], "width": 100}, status=400)["error"]
+    assert "no LoRA 'x'" in client.post("drawings", {"prompt": "x", "names": ["x"], "weights": [0]}, status=400)["error"]
