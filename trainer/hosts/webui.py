@@ -84,7 +84,8 @@ class WebuiBackend:
             z_BCHW = _encode(model, x_B3HW.to(self.device, devices.dtype_vae))
             if not torch.isfinite(z_BCHW).all() and devices.dtype_vae != torch.float32:
                 stack.callback(model.first_stage_model.to, devices.dtype_vae)
-                z_BCHW = _encode(model.first_stage_model.to(torch.float32) and model, x_B3HW.to(self.device, torch.float32))
+                model.first_stage_model.to(torch.float32)
+                z_BCHW = _encode(model, x_B3HW.to(self.device, torch.float32))
         return z_BCHW.float()
 
     def encode_text(self, captions: list[str], grad: bool = False) -> dict[str, torch.Tensor]:

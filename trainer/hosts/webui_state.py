@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from modules import call_queue, lowvram, sd_hijack_optimizations, sd_models, sd_unet, shared
 from torch import nn
 
-from ..frozen import frozen_forward
+from ..frozen import compute_dtype, frozen_forward
 
 SLICE_SECONDS, SLICE_STEPS = 5.0, 2
 """Where the host's lock does not tell who waits for it, it is given up this often."""
@@ -120,14 +120,14 @@ def forget_network(filename: str) -> None:
         kept = [network for network in loaded if network.network_on_disk.filename != filename]
         if len(kept) < len(loaded):
             loaded[:] = kept
-    model = sd_models.model_data.sd_model
-    if model is not None:
-        others = list(networks.loaded_networks)
-        networks.loaded_networks.clear()
-        try:
+    others = list(networks.loaded_networks)
+    networks.loaded_networks.clear()
+    try:
+        # the webui may keep several checkpoints in memory, each with what was baked in when it was last used
+        for model in {id(model): model for model in (sd_models.model_data.sd_model, *sd_models.model_data.loaded_sd_models)}.values():
             bake_out(model)
-        finally:
-            networks.loaded_networks[:] = others
+    finally:
+        networks.loaded_networks[:] = others
 
 
 @contextmanager
@@ -136,9 +136,17 @@ def attention_with_backward() -> Iterator[None]:
     classes = (ldm.modules.attention.CrossAttention, sgm.modules.attention.CrossAttention)
     with ExitStack() as stack:
         for kind in classes:
-            _set(stack, kind, "forward", sd_hijack_optimizations.scaled_dot_product_attention_forward)
+            _set(stack, kind, "forward", _attention)
         _set(stack, shared, "loaded_hypernetworks", [])
         yield
+
+
+def _attention(self: nn.Module, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+    """torch's, for the host's layers. On a CPU in bfloat16 the backward of torch 2.1's fast kernel writes beyond its memory."""
+    if x.device.type == "cpu" and compute_dtype(x) != torch.float32:
+        with torch.backends.cuda.sdp_kernel(enable_flash=False, enable_math=True, enable_mem_efficient=False):
+            return sd_hijack_optimizations.scaled_dot_product_attention_forward(self, x, *args, **kwargs)
+    return sd_hijack_optimizations.scaled_dot_product_attention_forward(self, x, *args, **kwargs)
 
 
 @contextmanager

@@ -4,7 +4,8 @@
     POST /inside/failing     let the next steps fail: {"error": "...", "after": steps}
     POST /inside/waiting     for each picture since the last call: the training's step when it was asked for and when it was begun
     POST /inside/baked       norms of what a prompt's LoRAs change in the weights: {"tags": [[name, weight], ...]}
-    POST /inside/gradients   our gradients of one batch against plain autograd picture by picture
+    POST /inside/gradients   our gradients of one batch against plain autograd picture by picture; {"half": true}: the denoiser in half
+                             precision under autocast, as on a GPU
     POST /inside/borrowing   milliseconds that borrowing takes: {"times": n}
 """
 import hashlib
@@ -120,6 +121,21 @@ def baked(tags: list) -> dict:
     return {"changes": {name: change for name, change in changes.items() if any(change)}, "layers": len(changes)}
 
 
+@contextmanager
+def in_half():
+    """The denoiser's weights in half precision; those of a checkpoint in half precision come back exactly."""
+    unet, chosen = sd_models.model_data.sd_model.model.diffusion_model, devices.dtype_unet
+    before = {name: x.detach().clone() for name, x in unet.named_parameters()}
+    unet.half()
+    devices.dtype_unet = torch.float16
+    try:
+        yield
+    finally:
+        devices.dtype_unet = chosen
+        unet.float()
+        assert all(torch.equal(x, before[name]) for name, x in unet.named_parameters())
+
+
 def gradients() -> dict:
     from hotlora.trainer.adapter import Adapter
     from hotlora.trainer.config import TrainConfig
@@ -144,7 +160,9 @@ def gradients() -> dict:
         losses = []
         for rows in ([0, 1], [2, 3]):
             z0, eps, t = torch.cat([z[i] for i in rows]), torch.cat([noise[i] for i in rows]), t_B[rows]
-            out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), backend.encode_text([captions[i] for i in rows]), sizes[rows])
+            cond = backend.encode_text([captions[i] for i in rows])
+            with torch.autocast("cpu", torch.bfloat16, enabled=devices.dtype_unet == torch.float16):
+                out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), cond, sizes[rows])
             losses.append(objective.loss(out, objective.target(z0, eps, t), t))
         loss_B = torch.cat(losses)
         loss_B.sum().backward()
@@ -179,12 +197,21 @@ def reference(adapter, pixels, captions, noise, t_B, sizes, kind) -> tuple:
         a = a_T[t_B[i]]
         x_t = a.sqrt() * z0.float() + (1 - a).sqrt() * noise[i]
         target = noise[i] if kind == "eps" else a.sqrt() * noise[i] - (1 - a).sqrt() * z0.float()
-        with plain_attention(unet):
+        with plain_attention(unet), in_float32():
             out = torch.func.functional_call(unet, merged, (x_t, t_B[i:i + 1]), {key: value.float() for key, value in given.items()})
         loss = (out - target).square().mean()
         loss.backward()
         losses.append(loss.detach())
     return torch.stack(losses), {path: (down.grad, up.grad) for path, (down, up, _) in layers.items()}
+
+
+@contextmanager
+def in_float32():
+    chosen, devices.dtype_unet = devices.dtype_unet, torch.float32
+    try:
+        yield
+    finally:
+        devices.dtype_unet = chosen
 
 
 @contextmanager
@@ -263,10 +290,16 @@ def routes(_demo, app) -> None:
     def borrow(times: int = Body(5, embed=True)) -> dict:
         return borrowing(times)
 
+    def compare(half: bool = Body(False, embed=True)) -> dict:
+        if not half:
+            return gradients()
+        with in_half():
+            return gradients()
+
     def callbacks() -> dict:
         return count_callbacks(app)
 
-    for name, work in (("state", look), ("failing", fail), ("waiting", waited), ("baked", bake), ("gradients", gradients), ("borrowing", borrow),
+    for name, work in (("state", look), ("failing", fail), ("waiting", waited), ("baked", bake), ("gradients", compare), ("borrowing", borrow),
                        ("callbacks", callbacks)):
         app.add_api_route(f"/inside/{name}", work, methods=["POST"])
 
