@@ -97,7 +97,8 @@ def _describe(path: Path, root: Path, files: GalleryFiles, found: PictureFacts |
     width, height = (found.width, found.height) if isinstance(found, PictureFacts) else found
     told: dict[str, Any] = {
         "file": relative_name(path, root), "width": width, "height": height, "caption": place.caption, "caption_from": place.name(root),
-        "repeats": folder_repeats(path, root)[0], "modified": path.stat().st_mtime_ns // 1_000_000, "mask": files.mask_of(path) is not None, "warnings": []}
+        "repeats": folder_repeats(path, root)[0], "modified": path.stat().st_mtime_ns // 1_000_000,
+        "mask": files.mask_of(path) is not None, "warnings": []}
     if not place.caption:
         told["warnings"].append("no caption")
     if isinstance(found, PictureFacts) and hashes[found.content_hash] > 1:

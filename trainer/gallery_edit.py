@@ -43,7 +43,8 @@ def safe_file(file: str) -> str:
 
 
 def _safe_part(part: str) -> str:
-    part = "".join("_" if char in '<>:"|?*' or unicodedata.category(char) in ("Cc", "Cs", "Cf") else char for char in part).strip(" ").lstrip(".").rstrip(". ")
+    part = "".join("_" if char in '<>:"|?*' or unicodedata.category(char) in ("Cc", "Cs", "Cf") else char for char in part)
+    part = part.strip(" ").lstrip(".").rstrip(". ")
     stem, suffix = os.path.splitext(part)
     stem = stem.encode("utf-8")[:LONGEST].decode("utf-8", "ignore")
     return f"_{stem}{suffix}" if RESERVED.match(part) else stem + suffix
@@ -143,7 +144,8 @@ class History:
         if not changes:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        lines = [json.dumps({"time": round(time.time(), 3), "folder": str(self.root), "file": file, **texts}, ensure_ascii=False) for file, texts in changes.items()]
+        common = {"time": round(time.time(), 3), "folder": str(self.root)}
+        lines = [json.dumps({**common, "file": file, **texts}, ensure_ascii=False) for file, texts in changes.items()]
         with (self.folder / "captions.jsonl").open("ab") as stream:
             stream.write(("\n".join(lines) + "\n").encode("utf-8", "replace"))
             stream.flush()

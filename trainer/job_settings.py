@@ -108,7 +108,7 @@ def describe_settings(host: Host) -> list[dict[str, Any]]:
         choices = host.bases() if name == "base_model" else list(OPTIMIZERS) if name == "optimizer" else list(setting.choices)
         described.append({
             "name": name, "kind": setting.kind, "optional": setting.optional, "required": setting.required, "default": default,
-            "minimum": setting.minimum, "maximum": setting.maximum, "above": setting.above, "below": setting.below, "multiple": setting.multiple,
-            "choices": choices, "unit": setting.unit, "form": setting.form, "words": setting.words, "allowed": setting.allowed(), "help": setting.help,
-            "decided": decided})
+            "minimum": setting.minimum, "maximum": setting.maximum, "above": setting.above, "below": setting.below,
+            "multiple": setting.multiple, "choices": choices, "unit": setting.unit, "form": setting.form, "words": setting.words,
+            "allowed": setting.allowed(), "help": setting.help, "decided": decided})
     return described

@@ -47,9 +47,9 @@ def list_loras(folders: Iterable[Path]) -> list[dict[str, Any]]:
             if match:
                 entry["steps"].append({"step": int(match[2]), "name": path.stem, "tag": f"<lora:{path.stem}:1>"})
             if not match or not entry["finished"]:
-                facts = {"tag": f"<lora:{name if not match else path.stem}:1>", "trigger": metadata.get("hotlora.trigger", ""),
-                         "path": path.relative_to(folder).as_posix(), "base": metadata.get("ss_sd_model_name", ""), "trained": metadata.get("ss_steps", ""),
-                         "rank": metadata.get("ss_network_dim", ""), "bytes": path.stat().st_size}
+                facts = {"tag": f"<lora:{path.stem}:1>", "trigger": metadata.get("hotlora.trigger", ""),
+                         "path": path.relative_to(folder).as_posix(), "base": metadata.get("ss_sd_model_name", ""),
+                         "trained": metadata.get("ss_steps", ""), "rank": metadata.get("ss_network_dim", ""), "bytes": path.stat().st_size}
                 entry.update(facts, finished=entry["finished"] or not match)
     for entry in groups.values():
         entry["steps"].sort(key=lambda step: step["step"])

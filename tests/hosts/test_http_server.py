@@ -58,6 +58,12 @@ def test_one_connection_carries_several_requests(server):
     assert connection.getresponse().status == 200
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY", "X"])
+def test_other_methods_are_told_which_there_are(server, method):
+    answer, body = request(server, method, "/hotlora/api/status")
+    assert answer.status == 405 and answer.headers["allow"] == "GET" and json.loads(body)["error"]
+
+
 def test_the_start_page_leads_to_the_page(server):
     answer, _ = request(server, "GET", "/")
     assert answer.status == 307 and answer.headers["location"] == "/hotlora/"

@@ -17,6 +17,7 @@ from .static import KINDS, with_etag
 FOLDER = text("The gallery's folder, a full path.", minLength=1)
 FILE = text("A picture by its name in the gallery, with / between folders.", minLength=1, maxLength=1000)
 FILES = objects({"folder": FOLDER, "files": {"type": "array", "items": FILE, "minItems": 1, "maxItems": 20_000}})
+CAPTIONS = {"type": "object", "additionalProperties": text(maxLength=20_000), "maxProperties": 20_000}
 FOREVER = "private, max-age=31536000, immutable"
 PICTURE_KINDS = {**KINDS, ".jpeg": "image/jpeg", ".jfif": "image/jpeg", ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif"}
 
@@ -66,7 +67,8 @@ def picture(call: Call) -> Response:
     cache = FOREVER if "v" in call.query else "private, no-cache"
     if "size" in call.query:
         return with_etag(call, thumbnail(host.home, path, call.query["size"]), "image/jpeg", cache=cache)
-    return Response(200, {"content-type": PICTURE_KINDS[path.suffix.lower()], "cache-control": cache, "content-security-policy": "default-src 'none'"}, path)
+    headers = {"content-type": PICTURE_KINDS[path.suffix.lower()], "cache-control": cache, "content-security-policy": "default-src 'none'"}
+    return Response(200, headers, path)
 
 
 def add(call: Call) -> dict:
@@ -115,7 +117,7 @@ ROUTES = [
     Route("POST", f"{API}/gallery/upload", add, "Add one picture, caption file or metadata file.", query={"folder": FOLDER, "file": FILE},
           required=("folder", "file"), body=bytes, status=201, limit=LARGE),
     Route("POST", f"{API}/gallery/captions", captions, "Write captions to where they come from.",
-          body=objects({"folder": FOLDER, "captions": {"type": "object", "additionalProperties": text(maxLength=20_000), "maxProperties": 20_000}})),
+          body=objects({"folder": FOLDER, "captions": CAPTIONS})),
     Route("GET", f"{API}/gallery/history", history, "Former captions of a picture, newest first.", query={"folder": FOLDER, "file": FILE},
           required=("folder", "file")),
     Route("POST", f"{API}/gallery/remove", take_away, "Move pictures to the trash.", body=FILES),

@@ -1,21 +1,24 @@
 """Routes of the jobs and their events."""
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..presets import PRESETS
 from .guard import allowed_folder, check_file, check_links
 from .info_routes import SETTINGS_BODY
 from .messages import ApiError, Response
 from .routes import API, Call, Route
-from .schema import MAX_INT, integer, objects, text
-from pathlib import Path
+from .schema import MAX_INT, integer, objects
 
-RUN = objects({"settings": SETTINGS_BODY, "preset": {"type": ["string", "null"], "enum": [*PRESETS, None], "description": "Fills in rank, learning rate and "
-               "length where the settings have none; null takes the defaults."}}, required=["settings"])
+PRESET = {"type": ["string", "null"], "enum": [*PRESETS, None],
+          "description": "Fills in rank, learning rate and length where the settings have none; null takes the defaults."}
+RUN = objects({"settings": SETTINGS_BODY, "preset": PRESET}, required=["settings"])
 FOLDERS = ("train_data_dir", "reg_data_dir")
 FILES = ("metadata_path", "init_lora")
 COMMANDS = {"stop": "Stop after the step that is being done; what was learned is kept.", "pause": "Leave the base to the host until resumed.",
-            "resume": "Go on: of a paused, stopped, failed or interrupted job, or of a queue that waits.", "save": "Save the LoRA after this step.",
-            "sample": "Draw the preview prompts after this step.", "cancel": "Take a job out of the queue.", "again": "Queue a new job with the same settings.",
+            "resume": "Go on: of a paused, stopped, failed or interrupted job, or of a queue that waits.",
+            "save": "Save the LoRA after this step.", "sample": "Draw the preview prompts after this step.",
+            "cancel": "Take a job out of the queue.", "again": "Queue a new job with the same settings.",
             "remove": "Move an ended job to the trash."}
 
 

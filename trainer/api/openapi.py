@@ -22,8 +22,10 @@ def describe(routes: list[Route], version: str) -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in re.findall(r"\{(\w+)\}", route.path)]
-    parameters += [{"name": name, "in": "query", "required": name in route.required, "schema": _plain(schema)} for name, schema in route.query.items()]
+    parts = re.findall(r"\{(\w+)\}", route.path)
+    parameters = [{"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}} for name in parts]
+    parameters += [{"name": name, "in": "query", "required": name in route.required, "schema": _plain(schema)}
+                   for name, schema in route.query.items()]
     kind = "*/*" if route.answer == "*/*" else route.answer
     answers = {str(route.status): {"description": "Done.", "content": {kind: {}}}}
     for status, meaning in ERRORS.items():

@@ -28,7 +28,8 @@ class Server(ThreadingHTTPServer):
         try:
             super().__init__((listen, port), Handler)
         except (OSError, OverflowError) as error:
-            raise ValueError(f"the address {listen}:{port} cannot be listened on ({getattr(error, 'strerror', None) or error}); choose another --port") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"the address {listen}:{port} cannot be listened on ({reason}); choose another --port") from error
 
     @property
     def url(self) -> str:
@@ -67,7 +68,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self._answer(body)
 
-    do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST
+    def __getattr__(self, name: str):
+        """Any other method is answered by the API too, which says which ones there are."""
+        if name.startswith("do_"):
+            return self.do_POST
+        raise AttributeError(name)
 
     def _drain(self, left: int) -> None:
         while left > 0 and (block := self.rfile.read(min(left, 1 << 16))):
