@@ -58,6 +58,16 @@ def test_one_connection_carries_several_requests(server):
     assert connection.getresponse().status == 200
 
 
+def test_a_body_where_none_belongs_does_not_become_the_next_request(server):
+    smuggled = b"POST /hotlora/api/galleries HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{\"name\": \"x\"}"
+    for method in (b"GET", b"HEAD", b"DELETE"):
+        length = b"Content-Length: %d\r\n" % len(smuggled)
+        answer = raw(server, method + b" /hotlora/api/status HTTP/1.1\r\nHost: x\r\n" + length + b"\r\n" + smuggled
+                     + b"GET /hotlora/api/jobs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.count(b"HTTP/1.1 ") == 2 and b" 201 " not in answer, answer
+    assert not (server.api.host.home / "galleries").exists()
+
+
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "QUERY", "X"])
 def test_other_methods_are_told_which_there_are(server, method):
     answer, body = request(server, method, "/hotlora/api/status")
@@ -78,7 +88,7 @@ def test_a_body_that_is_too_long_is_answered_and_not_kept(server):
 
 @pytest.mark.parametrize("head, status", [
     (b"Content-Length: -5", b"400"), (b"Content-Length: 99999999999999999999", b"400"), (b"Content-Length: 1e3", b"400"), ("Content-Length: ٣".encode(), b"400"),
-    (b"Transfer-Encoding: chunked", b"411")])
+    (b"Content-Length: 2\r\nContent-Length: 5", b"400"), (b"Transfer-Encoding: chunked", b"411")])
 def test_lengths_that_are_none(server, head, status):
     answer = raw(server, b"POST /hotlora/api/galleries HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + head + b"\r\n\r\n{}")
     assert answer.startswith(b"HTTP/1.1 " + status), answer

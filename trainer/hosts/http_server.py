@@ -45,34 +45,30 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 60
     server: Server
 
-    def do_GET(self) -> None:
-        if self.path in ("/", ""):
-            self._send(Response(307, {"location": "/hotlora/"}, b""))
-            return
-        self._answer(b"")
+    def __getattr__(self, name: str):
+        """Every method is answered by the API, which says what there is for those that it has no use for."""
+        if name.startswith("do_"):
+            return self._take
+        raise AttributeError(name)
 
-    do_HEAD = do_GET
-
-    def do_POST(self) -> None:
+    def _take(self) -> None:
+        """Read the request to its end, also the body of one that should have none: what is left would pass for the next request."""
         if "transfer-encoding" in self.headers:
             self._refuse(411, "send the request with a Content-Length")
             return
         text = self.headers.get("content-length") or "0"
-        if not (text.isascii() and text.isdigit() and len(text) < 16):
+        if not (text.isascii() and text.isdigit() and len(text) < 16) or len(self.headers.get_all("content-length", [])) > 1:
             self._refuse(400, "Content-Length is not a number")
             return
-        length, limit = int(text), self.server.api.body_limit("POST", unquote(self.path.partition("?")[0]))
+        length, limit = int(text), self.server.api.body_limit(self.command, unquote(self.path.partition("?")[0]))
         body = self.rfile.read(min(length, limit + 1))
         if length > limit:
             self._drain(min(length - len(body), DRAINED))
             self.close_connection = True
-        self._answer(body)
-
-    def __getattr__(self, name: str):
-        """Any other method is answered by the API too, which says which ones there are."""
-        if name.startswith("do_"):
-            return self.do_POST
-        raise AttributeError(name)
+        if self.path in ("/", "") and self.command in ("GET", "HEAD"):
+            self._send(Response(307, {"location": "/hotlora/"}, b""))
+        else:
+            self._answer(body)
 
     def _drain(self, left: int) -> None:
         while left > 0 and (block := self.rfile.read(min(left, 1 << 16))):
