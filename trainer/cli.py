@@ -8,12 +8,13 @@ import signal
 import sys
 from pathlib import Path
 
+from .cli_gallery import add_commands as add_gallery_commands
 from .config import TrainConfig, describe_settings
 from .config_files import load_config
 from .output_files import OutputError
 
 log = logging.getLogger(__name__)
-COMMANDS = ("train", "ui", "generate", "inspect", "export", "demo", "train-base")
+COMMANDS = ("train", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("kohya", "peft"), required=True, help="kohya for ComfyUI and A1111, peft for diffusers")
     export.add_argument("--out", type=Path, default=None)
     export.set_defaults(run=_export)
+    add_gallery_commands(commands)
     demo = commands.add_parser("demo", help="train on the gallery and the base that come with HotLoRA, and draw a grid")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))
     demo.set_defaults(run=_demo)
@@ -116,7 +118,7 @@ def _train(options: argparse.Namespace) -> int:
     config, warnings = read_config(options)
     for warning in warnings:
         log.warning("warning: %s", warning)
-    material = read_material(config)
+    material = read_material(config, make_captions=not options.dry_run)
     for warning in material.gallery.warnings:
         log.warning("warning: %s", warning)
     backend = load_base(config.base_model, config.device)

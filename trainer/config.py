@@ -28,10 +28,17 @@ class TrainConfig:
 
     # Pictures and captions
     train_data_dir: str = setting(pattern=PATH, form="a path", help=(
-        "Folder with your pictures; sub-folders are read too and nothing in it is ever changed."))
+        "Folder with your pictures; sub-folders are read too and nothing in it is ever changed, except for captions that auto_caption adds."))
     metadata_path: str | None = setting(None, form="a path", help=(
         "A metadata.csv or metadata.jsonl file with the captions; empty means the one in the picture folder, if there is one."))
     trigger: str = setting("", help="The word that calls up what was learned; it is put first in every caption that lacks it.")
+    purpose: str = setting("any", choices=("any", "object", "person", "style"), help=(
+        "What is learned; captions that are made leave out the looks of a person or object, and the style of a style."))
+    auto_caption: bool = setting(True, help=(
+        "Make captions for pictures that have none before training, if a captioning model is on this machine; they are marked and can be undone."))
+    caption_model: str | None = setting(None, form="a name or a path", help=(
+        "The model for captions: blip-base, blip-large, coca, ..., a folder or a file; empty takes one that is on this machine already."))
+    leave_out: list[str] = setting([], help="Pictures that are not used, by their names in the folder, such as [blurred.jpg, sub/copy.png].")
     resolution: int | None = setting(None, minimum=32, maximum=4096, unit="pixels", help=(
         "Side of the square whose area the training pictures get; empty means the base model's own size."))
     bucketing: bool = setting(True, help=(

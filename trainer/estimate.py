@@ -3,12 +3,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .backend import Backend
+from .captions.at_start import planned_captions
+from .captions.tokens import LIMIT
 from .dataset import Dataset
+from .gallery_check import check_gallery
 from .run import Material, epochs_of, make_adapter, total_steps
 
 BACKWARD = 2.0
@@ -27,8 +31,13 @@ def dry_run(material: Material, backend: Backend) -> str:
     parameters = sum(p.numel() for p in adapter.parameters())
     activations = measured["activation_bytes"] * config.batch_size * (0.3 if config.gradient_checkpointing else 1.0)
     needed = measured["weight_bytes"] + parameters * 16 + activations
+    checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=LIMIT,
+                            bucketing=config.bucketing, upscale=config.upscale, max_megapixels=config.max_megapixels)
+    model, missing = planned_captions(config, (Path("models"),))
     lines = [
         material.gallery.report(),
+        checked.text(),
+        *([f"captions: {len(missing)} would be made by {Path(model).name}"] if model else []),
         f"base: {backend.name} ({backend.family}) on {backend.device}",
         f"name: {material.name}, so the tag will be <lora:{material.name}:1>" + (f", trigger {config.trigger}" if config.trigger else ""),
         "buckets: " + ", ".join(f"{w}x{h} ({n})" for (w, h), n in sorted(buckets.items())),

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from .adapter import Adapter
 from .backend import Backend
+from .captions.at_start import caption_before_training
 from .config import TrainConfig
 from .dataset import Dataset
 from .gallery import Gallery, read_gallery
+from .gallery_files import relative_name
 from .lora_file import load_lora, to_layers
 from .names import check_name, safe_name
 from .output_files import OutputError
@@ -33,15 +35,30 @@ class Material:
     prior: Gallery | None
 
 
-def read_material(config: TrainConfig) -> Material:
-    """Read the galleries and settle the name. ValueError for a folder without a readable picture or a bad name."""
+def read_material(config: TrainConfig, make_captions: bool = True, model_folders: tuple[Path, ...] = (Path("models"),), progress=None,
+                  cancelled=lambda: False) -> Material:
+    """Read the galleries and settle the name; captions that are missing are made first, with a model from the host's `model_folders`.
+
+    ValueError for a folder without a readable picture, a captioning model that cannot be used, or a bad name.
+    """
+    if make_captions:
+        caption_before_training(config, model_folders, progress, cancelled)
     gallery = read_gallery(config.train_data_dir, metadata_path=config.metadata_path, trigger=config.trigger, repeats=config.repeats,
                            masks=config.masks, max_megapixels=config.max_megapixels)
+    _leave_out(gallery, config.leave_out)
     prior = None
     if config.reg_data_dir:
         prior = read_gallery(config.reg_data_dir, masks=config.masks, max_megapixels=config.max_megapixels, is_prior=True)
     name = check_name(config.name) if config.name else safe_name(Path(config.train_data_dir).resolve().name)
     return Material(config, name, gallery, prior)
+
+
+def _leave_out(gallery: Gallery, names: list[str]) -> None:
+    wanted = set(names)
+    kept = [example for example in gallery.examples if relative_name(example.path, gallery.root) not in wanted]
+    if not kept:
+        raise ValueError(f"leave_out names all {len(gallery.examples)} pictures of {gallery.root}; take some out of it")
+    gallery.examples = kept
 
 
 def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:

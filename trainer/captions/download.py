@@ -81,7 +81,7 @@ def not_here(name: str, folders: list[Path]) -> ValueError:
         return ValueError(f"caption_model is {name[:200]!r}, which is neither a file or folder on this machine nor a known model; use one of "
                           f"{', '.join(KNOWN)}, the name of a repository such as owner/model, or a path")
     size = f" ({KNOWN[name].gigabytes:g} GB)" if name in KNOWN else ""
-    return ValueError(f"the captioning model {repo}{size} is not on this machine; allow the download (--download), or put its files into "
+    return ValueError(f"the captioning model {repo}{size} is not on this machine; let `python train.py caption --model {name} --download` fetch it, or put its files into "
                       f"{target_folder(name, folders)}")
 
 
