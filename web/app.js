@@ -5,7 +5,7 @@ import { html, useStore, dropToast } from "./store.js";
 import { chooseLanguage, keepLanguage, language, LANGUAGES, said, t } from "./i18n.js";
 import { askedLanguage, followTheme } from "./host.js";
 import { activeJob, start } from "./live.js";
-import { Icon } from "./views/parts.js";
+import { Icon, shortName } from "./views/parts.js";
 import { TrainScreen } from "./views/train.js";
 import { GalleryScreen } from "./views/gallery.js";
 import { RunScreen } from "./views/run.js";
@@ -89,8 +89,6 @@ function Header({ screen, onLanguage }) {
     </div>
   </header>`;
 }
-
-export const shortName = (name) => name.split(/[\\/]/).at(-1).replace(/\.(safetensors|ckpt)(\s.*)?$/, "");
 
 function Connection() {
   const connection = useStore((s) => s.connection);

@@ -17,6 +17,7 @@ export default {
   "nav.try": "Try",
   "nav.runs": "History",
   "nav.running": "A training is running",
+  "base.label": "Base model",
   "base.title": ({ name, family }) => `Trained on: ${name} (${family})`,
   "connection.lost": "The server does not answer. What you typed is kept; trying again…",
 
@@ -99,7 +100,7 @@ export default {
   "advanced.wasReset": "All advanced settings are reset.",
   "advanced.auto": "automatic",
   "advanced.onePerLine": "one per line",
-  "group.base": "Base",
+  "group.base": "Start and size",
   "group.length": "Length",
   "group.adapter": "LoRA",
   "group.learning": "Learning",

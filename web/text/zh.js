@@ -15,6 +15,7 @@ export default {
   "nav.try": "试用",
   "nav.runs": "历史",
   "nav.running": "正在训练",
+  "base.label": "底模",
   "base.title": ({ name, family }) => `训练所用的底模：${name}（${family}）`,
   "connection.lost": "服务器没有响应。你输入的内容都已保留，正在重新连接……",
 
@@ -97,7 +98,7 @@ export default {
   "advanced.wasReset": "高级设置已全部还原。",
   "advanced.auto": "自动",
   "advanced.onePerLine": "每行一条",
-  "group.base": "底模",
+  "group.base": "起点与尺寸",
   "group.length": "训练长度",
   "group.adapter": "LoRA",
   "group.learning": "学习",

@@ -8,7 +8,7 @@ import { Icon, Problem } from "./parts.js";
 
 // A setting that no group names comes under "other", so that a new one is never missing.
 const GROUPS = {
-  base: ["base_model", "init_lora", "resolution", "seed"],
+  base: ["init_lora", "resolution", "seed"],
   length: ["steps", "epochs", "batch_size", "gradient_accumulation_steps", "repeats"],
   adapter: ["lora_rank", "lora_alpha", "lora_dropout", "rslora", "dora", "lora_plus_ratio", "conv_rank", "conv_alpha", "unet_target_modules", "text_encoder_target_modules"],
   learning: ["learning_rate", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "lr_cycles", "optimizer", "optimizer_args", "weight_decay", "max_grad_norm", "ema_decay"],
@@ -17,7 +17,7 @@ const GROUPS = {
   objective: ["min_snr_gamma", "debiased", "noise_offset", "zero_terminal_snr", "loss_type", "huber_delta", "timestep_sampling", "min_timestep", "max_timestep"],
   memory: ["mixed_precision", "gradient_checkpointing"],
 };
-const ELSEWHERE = ["train_data_dir", "name", "trigger"];
+const ELSEWHERE = ["train_data_dir", "name", "trigger", "base_model"];
 
 export function groupsOf(settings) {
   const shown = settings.filter((one) => !one.decided && !ELSEWHERE.includes(one.name));

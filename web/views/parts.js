@@ -35,6 +35,9 @@ export function Icon({ name }) {
   return html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d=${PATHS[name]} /></svg>`;
 }
 
+// A checkpoint without its folders and suffix.
+export const shortName = (name) => name.split(/[\\/]/).at(-1).replace(/\.(safetensors|ckpt)(\s.*)?$/, "");
+
 export function Field({ label, hint, error, children }) {
   const id = useId();
   return html`<div class=${`field ${error ? "has-error" : ""}`}>

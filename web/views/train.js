@@ -2,10 +2,10 @@
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, useStore } from "../store.js";
 import { post } from "../api.js";
-import { changeForm, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
+import { changeForm, changeMore, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
 import { duration, number, said, t } from "../i18n.js";
 import { activeJob, takeJob } from "../live.js";
-import { Action, Field, Icon, Problem, useSettled } from "./parts.js";
+import { Action, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
 import { Pictures } from "./pictures.js";
 import { Advanced } from "./advanced.js";
 import { RunPanel } from "./run.js";
@@ -66,12 +66,24 @@ function TrainForm() {
       hint=${form.subject ? t(`subject.${form.subject}.hint`) : t("subject.hint")} onChange=${(subject) => changeForm({ subject })} clearable />
     <${Choice} legend=${t("train.preset")} name="preset" value=${form.preset} options=${PRESETS.map((one) => [one, t(`preset.${one}`)])}
       hint=${t(`preset.${form.preset}.hint`)} onChange=${(preset) => changeForm({ preset })} />
+    <${Base} value=${form.more.base_model} />
     <${Advanced} told=${plan.told} where=${where} />
     <${Told} form=${form} plan=${plan} />
     <${Problem} error=${where ? null : error} onClose=${() => setError(null)} />
     ${status && !status.can_train && status.reason && html`<p class="note"><${Icon} name="warn" />${said(status.reason)}</p>`}
     <div class="actions main-actions"><${TrainButton} train=${train} /></div>
   </form>`;
+}
+
+// The checkpoint to train on: chosen where the host offers several, told where it decides.
+function Base({ value }) {
+  const bases = useStore((s) => s.status?.bases);
+  const loaded = useStore((s) => s.status?.base);
+  if (!bases?.length) return loaded ? html`<p class="hint">${t("base.title", { name: loaded.name, family: loaded.family })}</p>` : null;
+  if (bases.length === 1) return null;
+  const standard = loaded && bases.includes(loaded.name) ? loaded.name : bases[0];
+  return html`<${Field} label=${t("base.label")}>${(id) => html`<select id=${id} value=${bases.includes(value) ? value : standard}
+    onChange=${(event) => changeMore("base_model", event.target.value)}>${bases.map((one) => html`<option value=${one}>${shortName(one)}</option>`)}</select>`}<//>`;
 }
 
 function TrainButton({ train }) {
