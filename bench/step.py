@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -127,7 +127,7 @@ class Bench:
         noise = torch.randn_like(self.latents)
         noisy = (0.7 * self.latents + 0.7 * noise).to(self.dtype)
         before = self.now()
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=autocast):
+        with torch.autocast(self.device.type, dtype=self.dtype) if autocast else nullcontext():
             out = unet(noisy, self.t, self.hidden, return_dict=False)[0]
         loss = torch.nn.functional.mse_loss(out.float(), noise)
         loss.backward()
