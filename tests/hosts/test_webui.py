@@ -1,6 +1,7 @@
 """Training inside a real stable-diffusion-webui on the CPU, driven through HotLoRA's routes and the webui's own API."""
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -225,6 +227,31 @@ def test_many_requests_at_once_and_a_paused_run(webui):
     assert job_of(webui, job)["step"] == paused["step"]
     command(webui, job, "resume")
     assert wait(webui, job)["status"] == "completed"
+
+
+def test_drawings_are_the_hosts_own_and_come_between_steps(webui):
+    train(webui, "drawn")
+    tagged, bare = pixels(webui, "a photo of sks <lora:drawn:1>"), pixels(webui)
+    state = inside(webui, "state")
+    job = start(webui, "meanwhile", steps=200)
+    wait_for_step(webui, job, 2)
+    asked = {"prompt": "a photo of sks", "names": ["drawn"], "weights": [0, 1], "seed": 5, "steps": 2, "guidance": 7.0, "width": 64, "height": 64}
+    drawing = webui.post("/hotlora/api/drawings", asked)["id"]
+    end = time.monotonic() + 120
+    while (found := next(one for one in webui.get("/hotlora/api/drawings")["drawings"] if one["id"] == drawing))["status"] in ("queued", "drawing"):
+        assert time.monotonic() < end, found
+        time.sleep(0.05)
+    assert found["status"] == "done" and len(found["pictures"]) == 2, found
+    assert job_of(webui, job)["status"] == "running"
+    command(webui, job, "stop")
+    assert wait(webui, job)["status"] == "stopped"
+    ours = [np.asarray(Image.open(io.BytesIO(webui.request("GET", f"/hotlora/api/drawings/{drawing}/{picture['file']}")[2])).convert("RGB"))
+            for picture in found["pictures"]]
+    for mine, theirs in zip(ours, (bare, tagged)):
+        assert np.abs(mine.astype(int) - theirs).mean() < 1
+    assert np.abs(bare.astype(int) - tagged).mean() > 5
+    assert inside(webui, "state") == state
+    assert np.array_equal(pixels(webui), bare)
 
 
 def test_another_checkpoint_ends_the_run_and_the_former_one_resumes_it(webui):
