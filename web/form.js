@@ -53,6 +53,7 @@ const PROMPTS = {
   style: (who) => [`a house by the sea, ${who}`, `a portrait of a woman, ${who}`],
   object: (who) => [`a photo of ${who} on a white table`, `a photo of ${who} in a garden`],
 };
+const PURPOSE = { person: "person", character: "person", style: "style", object: "object" };   // what captions leave out
 export const SUBJECTS = Object.keys(PROMPTS);
 
 // The form as the settings of TrainConfig. Empty fields are left out, so that the server's own defaults count.
@@ -60,6 +61,7 @@ export function settingsOf(one) {
   const settings = { train_data_dir: one.folder.trim(), ...one.more };
   if (one.name.trim()) settings.name = one.name.trim();
   if (one.trigger.trim()) settings.trigger = one.trigger.trim();
+  if (PURPOSE[one.subject]) settings.purpose ??= PURPOSE[one.subject];
   if (PROMPTS[one.subject] && one.trigger.trim() && settings.preview_prompts === undefined) {
     settings.preview_prompts = PROMPTS[one.subject](one.trigger.trim());
   }

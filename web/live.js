@@ -130,6 +130,13 @@ export function patchJob(id, patch) {
   });
 }
 
+export function takeDrawing(drawing) {
+  setState((s) => {
+    const known = s.drawings ?? [];
+    return { drawings: known.some((one) => one.id === drawing.id) ? known.map((one) => (one.id === drawing.id ? drawing : one)) : [drawing, ...known] };
+  });
+}
+
 const TAKE = {
   job(event) {
     if (event.removed) {
@@ -164,6 +171,7 @@ const TAKE = {
   log(event) {
     setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));
   },
+  drawing: (event) => takeDrawing(event.state),
   loras: () => refreshLoras(),
   gallery(event) {
     galleryChanged(event);

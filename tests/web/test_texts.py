@@ -15,6 +15,7 @@ FAMILIES = {
     "ended": ("completed", "stopped", "failed", "interrupted", "cancelled"),
     "preset": [key for preset in PRESETS for key in (preset, f"{preset}.hint")],
     "captions": ("waiting", "saving", "saved"),
+    "how": [key for how in ("pair", "weights", "steps") for key in (how, f"{how}.hint")],
     "try": ("sent", "node", "copied"),
 }
 """Texts whose key is put together by the code, as `status.${...}`."""

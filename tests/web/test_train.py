@@ -196,3 +196,25 @@ def test_the_queue_is_ordered_and_the_history_undone(server, open_page, gallery)
     page.locator(".job-row", has_text="second").wait_for(state="detached")
     page.get_by_role("button", name="Undo").click()
     page.locator(".job-row", has_text="second").wait_for()
+
+
+def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "drawn", "trigger": "sks", "steps": 2, "resolution": 64, "save_steps": 1,
+                                            "learning_rate": 0.01}})
+    server.until(job["id"], "completed")
+    page = open_page(server, "#/try")
+    assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() == "a photo of sks"
+    page.get_by_text("Seed, steps, negative prompt").click()
+    page.get_by_label("Sampler steps").fill("3")
+    page.get_by_role("radio", name="Saved steps").check()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    until(page, "document.querySelectorAll('.drawing img').length === 8", PATIENCE)
+    # the base is the same in both rows, and every weight is another picture
+    addresses = [page.locator(".drawing img").nth(i).get_attribute("src") for i in range(8)]
+    assert addresses[0] == addresses[4] and len(set(addresses)) == 7
+    pictures = {server.request("GET", address.removeprefix(server.url))[1] for address in set(addresses)}
+    assert len(pictures) == 7
+    page.reload()
+    page.get_by_role("button", name="drawn: 0.8").click()
+    page.get_by_label("Compare with").select_option(label="without")
+    page.locator(".compare img").nth(1).wait_for()

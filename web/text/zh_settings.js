@@ -1,6 +1,10 @@
 // 各项设置的中文名称和说明，键是 TrainConfig 的设置名；单位见最后。
 export const zhSettings = {
   metadata_path: ["描述文件", "存放描述文字的 metadata.csv 或 metadata.jsonl；留空则用图片文件夹里的那一个（如果有）。"],
+  purpose: ["训练对象", "要学习什么；生成描述时，人物和物体会略去外观，风格会略去风格。"],
+  auto_caption: ["自动描述", "训练前为没有描述的图片生成描述（需要本机已有描述模型）；生成的描述会有标记，可以撤销。"],
+  caption_model: ["描述模型", "生成描述的模型：blip-base、blip-large、coca 等，或一个文件夹、文件；留空则用本机已有的模型。"],
+  leave_out: ["排除的图片", "不使用的图片，写出它们在文件夹中的名称，例如 [blurred.jpg, sub/copy.png]。"],
   resolution: ["分辨率", "训练图片面积对应的正方形边长；留空则用底模自己的尺寸。"],
   bucketing: ["长宽比分桶", "按长宽比把图片分组，保持每张图片的形状；关闭则全部裁成正方形。"],
   bucket_step: ["分桶步长", "训练图片的宽和高是这个数的倍数（像素）。"],

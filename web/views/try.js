@@ -1,45 +1,119 @@
-// LoRAs that were trained here, with their saved steps: the tag with its trigger, at a weight, into the prompt of the host.
-import { useState } from "../vendor/hooks.mjs";
-import { html, toast, useStore } from "../store.js";
-import { fromServer, post } from "../api.js";
-import { number, t, when } from "../i18n.js";
+// Trying a LoRA: the same seed without it and with it, over weights and saved steps, drawn by the host; and its tag for a prompt.
+import { useEffect, useState } from "../vendor/hooks.mjs";
+import { html, setState, toast, useStore } from "../store.js";
+import { fromServer, get, post } from "../api.js";
+import { number, said, t, when } from "../i18n.js";
 import { promptOf } from "../host.js";
-import { refreshLoras } from "../live.js";
-import { Action, Empty, Icon, Problem } from "./parts.js";
+import { refreshLoras, takeDrawing } from "../live.js";
+import { Action, Empty, Field, Problem } from "./parts.js";
+import { PictureGrid } from "./picture_grid.js";
 import { TryButton } from "./run.js";
+import { Choice } from "./train.js";
+
+const KEPT = "hotlora.try";
+const EMPTY = { lora: "", step: "", weight: 0.8, prompt: null, negative: "", seed: "1", steps: "25", how: "pair" };
+const WEIGHTS = [0, 0.4, 0.6, 0.8, 1, 1.2];
+const ROWS = 8;
 
 export function TryScreen() {
   const loras = useStore((s) => s.loras);
-  const [error, setError] = useState(null);
+  const drawings = useStore((s) => s.drawings);
+  useEffect(() => { get("drawings").then((found) => setState({ drawings: found.drawings }), () => {}); }, []);
   if (loras === null) return html`<div class="card empty quiet" aria-busy="true"></div>`;
   if (!loras.length) return html`<section class="card"><${Empty} icon="wand" title=${t("try.none")}><p><a class="button primary" href="#/train">${t("nav.train")}</a></p><//></section>`;
-  return html`<section class="card" aria-labelledby="hl-try"><h1 id="hl-try">${t("try.title")}</h1>
-    <p class="hint">${t("try.hint")}</p>
-    <${Problem} error=${error} onClose=${() => setError(null)} />
-    <div class="lora-grid">${loras.map((one) => html`<${LoraCard} key=${one.name} lora=${one} onError=${setError} />`)}</div></section>`;
+  return html`<div class="two-columns">
+    <section class="card" aria-labelledby="hl-try"><h1 id="hl-try">${t("try.title")}</h1><${TryForm} loras=${loras} /></section>
+    <section class="card" aria-labelledby="hl-drawings"><h1 id="hl-drawings">${t("try.drawings")}</h1>
+      ${drawings?.length ? html`<div class="drawings">${drawings.map((one) => html`<${Drawn} key=${one.id} drawing=${one} loras=${loras} />`)}</div>`
+        : html`<${Empty} icon="image" title=${t("try.nothing")}><p>${t("try.hint")}</p><//>`}</section></div>`;
 }
 
-function LoraCard({ lora, onError }) {
-  const [weight, setWeight] = useState(0.8);
-  const [which, setWhich] = useState("");
-  const name = which || lora.tag.replace(/^<lora:(.*):1>$/, "$1");
-  const bare = async () => {
+function read() {
+  try {
+    return { ...EMPTY, ...JSON.parse(localStorage.getItem(KEPT) ?? "{}") };
+  } catch {
+    return { ...EMPTY };
+  }
+}
+
+function TryForm({ loras }) {
+  const [form, setForm] = useState(read);
+  const [error, setError] = useState(null);
+  const change = (patch) => {
+    const next = { ...form, ...patch };
+    setForm(next);
+    try {
+      localStorage.setItem(KEPT, JSON.stringify(next));
+    } catch { /* it holds until the page is closed */ }
+  };
+  const lora = loras.find((one) => one.name === form.lora) ?? loras[0];
+  const name = lora.steps.find((step) => step.name === form.step)?.name ?? lora.tag.replace(/^<lora:(.*):1>$/, "$1");
+  const prompt = form.prompt ?? (lora.trigger ? `a photo of ${lora.trigger}` : "a photo");
+  const draw = async () => takeDrawing(await post("drawings", { prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), ...gridOf(form, lora, name) }));
+  const remove = async () => {
     await post(`loras/${encodeURIComponent(lora.name)}/delete`);
     refreshLoras();
-    const back = () => post(`loras/${encodeURIComponent(lora.name)}/restore`).then(refreshLoras, onError);
+    const back = () => post(`loras/${encodeURIComponent(lora.name)}/restore`).then(refreshLoras, setError);
     toast(t("try.deleted", { name: lora.name }), { label: t("undo"), run: back });
   };
-  return html`<article class="lora-card" aria-label=${lora.name}>
-    <div class="lora-picture">${lora.preview ? html`<img src=${fromServer(lora.preview)} alt="" loading="lazy" />` : html`<${Icon} name="wand" />`}</div>
-    <h2>${lora.name}</h2>
-    <p class="hint">${[lora.base, lora.trained && t("try.trained", { steps: number(lora.trained) }), when(lora.created)].filter(Boolean).join(" · ")}</p>
-    ${lora.steps.length > 0 && html`<label>${t("try.step")}<select value=${which} onChange=${(event) => setWhich(event.target.value)}>
-      ${lora.finished && html`<option value="">${t("try.final")}</option>`}
-      ${[...lora.steps].reverse().map((step) => html`<option value=${step.name}>${t("preview.step", { step: number(step.step) })}</option>`)}</select></label>`}
-    <label>${t("try.weight")} <output>${weight}</output>
-      <input type="range" min="0" max="1.5" step="0.05" value=${weight} onInput=${(event) => setWeight(Number(event.target.value))} /></label>
-    <code class="prompt">${promptOf(name, lora.trigger, weight)}</code>
-    <div class="actions"><${TryButton} name=${name} trigger=${lora.trigger} weight=${weight} primary onError=${onError} />
-      <${Action} compact icon="trash" label=${t("try.delete", { name: lora.name })} run=${bare} onError=${onError} /></div>
+  return html`<form onSubmit=${(event) => event.preventDefault()}>
+    <div class="pair">
+      <${Field} label=${t("try.lora")} hint=${[lora.base, lora.trained && t("try.trained", { steps: number(lora.trained) }), when(lora.created)].filter(Boolean).join(" · ")}>
+        ${(id) => html`<select id=${id} value=${lora.name} onChange=${(event) => change({ lora: event.target.value, step: "", prompt: null })}>
+          ${loras.map((one) => html`<option value=${one.name}>${one.name}</option>`)}</select>`}<//>
+      <${Field} label=${t("try.step")}>${(id) => html`<select id=${id} value=${form.step} disabled=${form.how === "steps"} onChange=${(event) => change({ step: event.target.value })}>
+          ${(lora.finished || !lora.steps.length) && html`<option value="">${t("try.final")}</option>`}
+          ${[...lora.steps].reverse().map((step) => html`<option value=${step.name}>${t("preview.step", { step: number(step.step) })}</option>`)}</select>`}<//>
+    </div>
+    <${Field} label=${t("try.prompt")}>${(id) => html`<textarea id=${id} rows="2" spellcheck=${false} value=${prompt} onInput=${(event) => change({ prompt: event.target.value })}></textarea>`}<//>
+    <${Choice} legend=${t("try.what")} name="how" value=${form.how} options=${["pair", "weights", "steps"].map((one) => [one, t(`how.${one}`)])}
+      hint=${t(`how.${form.how}.hint`)} onChange=${(how) => change({ how })} />
+    ${form.how === "pair" && html`<${Field} label=${`${t("try.weight")} ${form.weight}`}>${(id) => html`<input id=${id} type="range" min="0.05" max="1.5" step="0.05" value=${form.weight}
+      onInput=${(event) => change({ weight: Number(event.target.value) })} />`}<//>`}
+    <details class="facts"><summary>${t("try.more")}</summary><div class="more">
+      <${Field} label=${t("try.negative")}>${(id) => html`<input id=${id} value=${form.negative} onInput=${(event) => change({ negative: event.target.value })} />`}<//>
+      <div class="pair">
+        <${Field} label=${t("try.seed")}>${(id) => html`<input id=${id} inputmode="numeric" value=${form.seed} onInput=${(event) => change({ seed: event.target.value })} />`}<//>
+        <${Field} label=${t("try.samplerSteps")}>${(id) => html`<input id=${id} inputmode="numeric" value=${form.steps} onInput=${(event) => change({ steps: event.target.value })} />`}<//>
+      </div></div></details>
+    <${Problem} error=${error} onClose=${() => setError(null)} />
+    <div class="actions main-actions"><${Action} kind="primary large" icon="image" label=${t("try.draw")} run=${draw} onError=${setError} /></div>
+    <div class="told"><code>${promptOf(name, lora.trigger, form.weight)}</code>
+      <div class="actions"><${TryButton} name=${name} trigger=${lora.trigger} weight=${form.weight} onError=${setError} />
+        <${Action} compact icon="trash" label=${t("try.delete", { name: lora.name })} run=${remove} onError=${setError} /></div></div>
+  </form>`;
+}
+
+// The rows and columns of what is to be drawn: one LoRA beside the base, over weights, or the saved steps too.
+function gridOf({ how, weight }, lora, name) {
+  if (how === "pair") return { names: [name], weights: [0, weight] };
+  if (how === "weights") return { names: [name], weights: WEIGHTS };
+  const saved = lora.steps.slice(-ROWS).map((step) => step.name);
+  return { names: [...saved, ...(lora.finished ? [lora.name] : [])], weights: [0, 0.6, 0.8, 1] };
+}
+
+function Drawn({ drawing, loras }) {
+  const [error, setError] = useState(null);
+  const going = drawing.status === "queued" || drawing.status === "drawing";
+  const files = new Map(drawing.pictures.map((one) => [one.weight === 0 ? "base" : `${one.name}\n${one.weight}`, one.file]));
+  const at = (name, weight) => {
+    const file = files.get(weight === 0 ? "base" : `${name}\n${weight}`);
+    return file && fromServer(`drawings/${drawing.id}/${encodeURIComponent(file)}`);
+  };
+  const label = (name) => {
+    const step = loras.flatMap((one) => one.steps).find((one) => one.name === name);
+    return step && drawing.names.length > 1 ? t("preview.step", { step: number(step.step) }) : name;
+  };
+  return html`<article class="drawing" aria-label=${drawing.prompt}>
+    <p class="drawing-head"><strong>${drawing.prompt}</strong> <span class="hint">${t("try.facts", { seed: drawing.seed, time: when(drawing.created) })}</span></p>
+    ${going && html`<div class="drawing-going"><div class="progress running" role="progressbar" aria-label=${t("try.draw")} aria-valuemin="0" aria-valuemax=${drawing.total}
+      aria-valuenow=${drawing.pictures.length}><div style=${{ width: `${(100 * drawing.pictures.length) / drawing.total}%` }}></div></div>
+      <span class="hint">${drawing.pictures.length} / ${drawing.total}</span>
+      <${Action} label=${t("run.cancel")} run=${async () => takeDrawing(await post(`drawings/${drawing.id}/cancel`))} onError=${setError} /></div>`}
+    ${drawing.status === "failed" && html`<${Problem} error=${{ message: said(drawing.message), details: drawing.details }} />`}
+    <${Problem} error=${error} onClose=${() => setError(null)} />
+    ${drawing.pictures.length > 0 && html`<${PictureGrid} title=${drawing.prompt} at=${at} rows=${drawing.names.map((name) => ({ key: name, label: label(name) }))}
+      columns=${drawing.weights.map((weight) => ({ key: weight, label: weight === 0 ? t("try.without") : String(weight) }))}
+      words=${{ up: t("grid.up"), down: t("grid.down"), left: t("grid.left"), right: t("grid.right") }} />`}
   </article>`;
 }
