@@ -167,7 +167,7 @@ def test_only_pictures_are_handed_out(client, gallery):
     assert client.ask("GET", "gallery/picture", query={"folder": str(gallery), "file": "0.png"}).headers["content-security-policy"] == "default-src 'none'"
 
 
-@pytest.mark.parametrize("path", ["../train.py", "../../etc/passwd", "..%2ftrain.py", "..\\train.py", "/etc/passwd", "C:/x", "comfy/../../train.py", ".", "x.py"])
+@pytest.mark.parametrize("path", ["../train.py", "../locales/en/nodeDefs.json", "../../etc/passwd", "..%2ftrain.py", "..\\train.py", "/etc/passwd", "C:/x", "comfy/../../train.py", ".", "x.py"])
 def test_static_files_end_at_their_folder(client, path):
     assert client.ask("GET", f"/hotlora/web/{path}").status == 404
 
