@@ -71,7 +71,9 @@ function Guarded({ children }) {
 }
 
 function Header({ screen, onLanguage }) {
-  const base = useStore((s) => s.status?.base);
+  const status = useStore((s) => s.status);
+  // a single one on offer is loaded when it is needed
+  const base = status?.base ?? (status?.bases?.length === 1 ? { name: status.bases[0], family: "" } : null);
   const running = useStore(activeJob);
   const links = [["train", t("nav.train")], ["gallery", t("nav.gallery")], ["run", t("nav.run")], ["try", t("nav.try")], ["runs", t("nav.runs")]];
   return html`<header class="header">
@@ -81,7 +83,7 @@ function Header({ screen, onLanguage }) {
         name === "run" && running ? html`<span class="dot" title=${t("nav.running")}></span>` : ""}</a>`)}
     </nav>
     <div class="header-end">
-      ${base && html`<span class="base" title=${t("base.title", { name: base.name, family: base.family })}><${Icon} name="layers" />${shortName(base.name)}</span>`}
+      ${base && html`<span class="base" title=${t("base.title", base)}><${Icon} name="layers" />${shortName(base.name)}</span>`}
       <label class="language"><span class="hidden">${t("language")}</span>
         <select value=${language()} onChange=${(event) => onLanguage(event.target.value)}>
           ${Object.entries(LANGUAGES).map(([code, name]) => html`<option value=${code} lang=${code}>${name}</option>`)}

@@ -64,6 +64,17 @@ function lost(error) {
   timer = setTimeout(start, RETRY);
 }
 
+// The checkpoint is the host's to change: looked at again when a run begins and when the user comes back.
+async function refreshStatus() {
+  try {
+    setState({ status: await get("status") });
+  } catch { /* the events tell of a server that is away */ }
+}
+
+document.addEventListener("visibilitychange", () => {
+  if (document.visibilityState === "visible" && getState().connection === "open") refreshStatus();
+});
+
 export async function refreshGalleries() {
   try {
     setState({ galleries: (await get("galleries")).galleries });
@@ -147,6 +158,7 @@ const TAKE = {
     const before = getState().jobs?.find((job) => job.id === event.job);
     patchJob(event.job, event.state);
     setState({ queue: event.queue ?? getState().queue, waiting: event.waiting ?? getState().waiting });
+    if (before?.status !== event.state.status) refreshStatus();
     if (before && ACTIVE.includes(before.status) && ENDED.includes(event.state.status)) {
       if (getState().details[event.job]) loadJob(event.job).catch(() => {});
       notifyEnd(event.state);

@@ -18,7 +18,7 @@ export default {
   "nav.runs": "History",
   "nav.running": "A training is running",
   "base.label": "Base model",
-  "base.title": ({ name, family }) => `Trained on: ${name} (${family})`,
+  "base.title": ({ name, family }) => `Base model: ${name}${family ? ` (${family})` : ""}`,
   "connection.lost": "The server does not answer. What you typed is kept; trying again…",
 
   "error.offline": "The server does not answer; check that it is running, then try again",

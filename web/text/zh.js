@@ -16,7 +16,7 @@ export default {
   "nav.runs": "历史",
   "nav.running": "正在训练",
   "base.label": "底模",
-  "base.title": ({ name, family }) => `训练所用的底模：${name}（${family}）`,
+  "base.title": ({ name, family }) => `底模：${name}${family ? `（${family}）` : ""}`,
   "connection.lost": "服务器没有响应。你输入的内容都已保留，正在重新连接……",
 
   "error.offline": "服务器没有响应；请确认它正在运行，然后重试",

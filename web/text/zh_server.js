@@ -21,6 +21,8 @@ export const zhServer = [
   [/^pausing after this step$/, "这一步完成后暂停"],
   [/^the server (?:ended while this was running|was closed at step \d+); Resume goes on from (?:step (\d+)|here)$/, "训练时服务器关闭了；点击“继续”从保存的地方接着训练"],
   [/^stopped before the first step; nothing had been learned yet$/, "第一步之前就已停止，还没有学到内容"],
+  [/^completed (\d+) steps?; the LoRA is (.*)$/, "训练完成，共 $1 步；LoRA 文件：$2"],
+  [/^stopped after step (\d+) of (\d+).*; what was learned is (.*); Resume goes on from here$/, "停在第 $1 步（共 $2 步）；学到的内容已保存到 $3，点击“继续”可接着训练"],
   [/^failed at step (\d+): (.*); what was learned is kept, and Resume goes on from there$/, "第 $1 步失败：$2。学到的内容已保留，点击“继续”可接着训练"],
   [/^the memory is not enough; .*$/, "内存不够；请打开梯度检查点，或降低分辨率、批大小、rank"],
   [/^there is a gallery (.*) already; .*$/, "已经有名为 $1 的图集；请打开它，或换一个名称"],

@@ -6,6 +6,7 @@ import { curveOf, loadCurve, onCurves, smooth } from "../curves.js";
 import { t } from "../i18n.js";
 
 const KEPT = "hotlora.smoothing";
+const STEPS = [1, 2, 5].flatMap((n) => [1, 10, 100, 1e3, 1e4, 1e5, 1e6].map((tens) => n * tens)).sort((a, b) => a - b);   // no half steps
 const COLOURS = ["--curve-1", "--curve-2"];
 
 // `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too.
@@ -120,7 +121,7 @@ function makeChart(element, runs, data, height, setZoomed) {
     legend: { live: true },
     cursor: { drag: { x: true, y: false } },
     scales: { x: { time: false } },
-    axes: [{ ...axis, size: 26 }, { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => +v.toPrecision(3)) }],
+    axes: [{ ...axis, size: 26, incrs: STEPS }, { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => +v.toPrecision(3)) }],
     hooks: {
       setSelect: [(plot) => {
         if (plot.select.width > 0) {

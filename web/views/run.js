@@ -72,9 +72,9 @@ function Controls({ job, waiting, onError }) {
   const lora = job.lora ?? job.saved?.at(-1)?.name;
   const resume = can.has("resume") && (job.status !== "queued" || waiting);
   return html`<div class="actions">
-    ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} primary=${ENDED.includes(job.status)} onError=${onError} />`}
+    ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} primary=${["completed", "stopped"].includes(job.status)} onError=${onError} />`}
     ${button("pause", "pause", t("run.pause"))}
-    ${resume && html`<${Action} icon="play" label=${t(job.status === "queued" ? "run.start" : "run.resume")} kind=${lora ? "" : "primary"} run=${run("resume")} onError=${onError} />`}
+    ${resume && html`<${Action} icon="play" label=${t(job.status === "queued" ? "run.start" : "run.resume")} kind=${job.status === "stopped" ? "" : "primary"} run=${run("resume")} onError=${onError} />`}
     ${button("stop", "stop", t("run.stop"), "stop")}
     ${job.status !== "queued" && button("save", "save", t("run.save"))}
     ${job.status !== "queued" && button("sample", "image", t("run.sample"))}
