@@ -179,3 +179,27 @@ def test_two_thousand_pictures_scroll_with_few_elements_and_little_memory(open_g
     page.locator(".thumb[tabindex='0'], .thumb").last.focus()
     page.keyboard.press("Home")
     page.locator(".cell [aria-label='Caption of 0000.jpg']").wait_for()
+
+
+def test_the_cut_lies_on_the_picture_also_on_a_wide_one(open_gallery, tmp_path):
+    folder = tmp_path / "wide"
+    folder.mkdir()
+    Image.new("RGB", (900, 300), "red").save(folder / "wide.png")
+    Image.new("RGB", (300, 900), "red").save(folder / "tall.png")
+    page = open_gallery(folder)
+    page.get_by_label("Show what is trained").check()
+    page.locator(".cut").nth(1).wait_for()
+    for name, ratio in (("wide.png", 3), ("tall.png", 1 / 3)):
+        cell = page.locator(".cell", has=page.get_by_label(f"Caption of {name}"))
+        frame, cut = cell.locator(".frame").bounding_box(), cell.locator(".cut").bounding_box()
+        assert abs(frame["width"] / frame["height"] / ratio - 1) < 0.03
+        assert frame["x"] - 1 <= cut["x"] and cut["x"] + cut["width"] <= frame["x"] + frame["width"] + 1
+        assert cut["width"] > 0.5 * frame["width"] and cut["height"] > 0.5 * frame["height"]
+
+
+def test_a_double_click_opens_and_selects_nothing(open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.locator(".thumb").first.dblclick()
+    page.locator(".viewer").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator(".cell.selected").count() == 0

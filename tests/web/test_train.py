@@ -218,3 +218,31 @@ def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
     page.get_by_role("button", name="drawn: 0.8").click()
     page.get_by_label("Compare with").select_option(label="without")
     page.locator(".compare img").nth(1).wait_for()
+
+
+def test_a_zoom_stays_while_steps_come_in(server, open_page, gallery):
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "long", "steps": 100_000, "resolution": 64}})
+    server.until(job["id"], "running", step=8)
+    page = open_page(server, "#/run")
+    plot = page.locator(".u-over")
+    plot.wait_for()
+    plot.scroll_into_view_if_needed()
+    box = plot.bounding_box()
+    page.mouse.move(box["x"] + 0.1 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 20, steps=4)
+    page.mouse.up()
+    page.get_by_role("button", name="Whole curve").wait_for()
+    # the step under the right edge is the same one after many more steps, and the last one when the whole curve is back
+    def at_the_edge():
+        page.mouse.move(box["x"] + 3, box["y"] + 30)
+        page.mouse.move(box["x"] + box["width"] - 2, box["y"] + 30)
+        return int(page.locator(".u-legend .u-series").first.locator(".u-value").inner_text())
+
+    zoomed = at_the_edge()
+    step = server.get(f"jobs/{job['id']}")["step"]
+    server.until(job["id"], "running", step=step + 10)
+    until(page, lambda: int(page.locator(".run-line").inner_text().split()[1].replace(",", "")) >= step + 10, PATIENCE)
+    assert at_the_edge() == zoomed < step
+    page.get_by_role("button", name="Whole curve").click()
+    until(page, lambda: at_the_edge() > zoomed)

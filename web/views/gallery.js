@@ -215,8 +215,8 @@ function Cell({ index, all, gallery, one, style, caption, isSelected, isFocus, s
   };
   return html`<div class=${`cell ${isSelected ? "selected" : ""}`} role="listitem" data-index=${index} style=${style} aria-setsize=${all} aria-posinset=${index + 1}>
     <button type="button" class="thumb" tabindex=${isFocus ? 0 : -1} aria-pressed=${isSelected} aria-label=${t("gallery.picture", { name: one.file })}
-      onClick=${(event) => select(event, index, onSelect, onGo)} onDblClick=${() => onOpen(index)} onKeyDown=${(event) => onKey(event, index)}>
-      <span class="frame" style=${{ aspectRatio: `${one.width} / ${one.height}` }}>
+      onClick=${(event) => select(event, index, onSelect, onGo)} onDblClick=${(event) => { onSelect(index, event); onOpen(index); }} onKeyDown=${(event) => onKey(event, index)}>
+      <span class="frame" style=${{ "--ratio": one.width / one.height }}>
         <img src=${pictureUrl(gallery.folder, one.file, 256, one.modified)} alt="" loading="lazy" decoding="async" />
         ${showCut && one.crop && html`<i class="cut" style=${cutStyle(one)}></i>`}</span>
     </button>

@@ -35,7 +35,7 @@ export function PictureDialog({ gallery, picture, position, onMove, onClose }) {
     <div class="viewer-body">
       <header><p><strong>${picture.file}</strong> <span>${picture.width} × ${picture.height} · ${position}</span></p><${SaveState} />
         <button type="button" class="icon-button" aria-label=${t("close")} onClick=${() => dialog.current.close()}><${Icon} name="x" /></button></header>
-      <div class="stage" tabindex="-1"><span class="frame" style=${{ aspectRatio: `${picture.width} / ${picture.height}` }}>
+      <div class="stage" tabindex="-1"><span class="frame" style=${{ "--ratio": picture.width / picture.height }}>
         <img src=${pictureUrl(gallery.folder, picture.file, 1024, picture.modified)} alt=${caption || picture.file} />
         ${picture.crop && html`<i class="cut" style=${cutStyle(picture)}></i>`}</span></div>
       ${(picture.warnings ?? []).filter((one) => one !== "no caption").map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
