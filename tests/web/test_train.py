@@ -69,7 +69,7 @@ def test_a_bad_folder_is_told_and_the_form_stays(shared_server, open_page, tmp_p
     missing = tmp_path / "not there"
     fill_form(page, missing, name="kept")
     page.get_by_text(f"The gallery {missing} does not exist").first.wait_for()
-    page.get_by_role("button", name=re.compile("Train|Add to the queue")).click()
+    page.get_by_role("button", name=re.compile("^(Train|Add to the queue)$")).click()
     page.locator(".field-error", has_text="does not exist").wait_for()
     page.reload()
     assert page.get_by_label("Name", exact=True).input_value() == "kept"
@@ -82,7 +82,7 @@ def test_a_wrong_value_is_told_before_and_at_the_start(shared_server, open_page,
     page = open_page(shared_server)
     fill_form(page, gallery, **{setting: value})
     page.locator(".told.wrong", has_text=sentence).wait_for()
-    page.get_by_role("button", name=re.compile("Train|Add to the queue")).click()
+    page.get_by_role("button", name=re.compile("^(Train|Add to the queue)$")).click()
     page.locator(".problem", has_text=sentence).wait_for()
     page.locator("details.advanced > summary").click()
     page.get_by_role("searchbox", name="Search settings").fill(setting)
