@@ -72,7 +72,6 @@ export function LossChart({ runs, height = 190 }) {
       <label class="smoothing">${t("loss.smoothing")}
         <input type="range" min="0" max="0.99" step="0.01" value=${amount} onInput=${changed} /></label></figcaption>
     <div class="plot" ref=${box} style=${{ minHeight: `${height}px` }} role="img" aria-label=${describe(runs)}></div>
-    ${runs.length > 1 && html`<div class="legend">${runs.map((run, i) => html`<span><i style=${{ background: `var(${COLOURS[i % 2]})` }}></i>${run.name}</span>`)}</div>`}
   </figure>`;
 }
 
