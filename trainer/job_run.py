@@ -163,7 +163,10 @@ class JobRun(Listener):
 
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None:
         self._tell_steps()
-        new = [{"step": step, "prompt": prompt, "file": f"{session.name}-{step:06d}-{number}.png"} for number, prompt in enumerate(prompts)]
+        drawn = prompts[:len(pictures)]  # a cancelled drawing, or one without memory, has fewer
+        if not drawn:
+            return
+        new = [{"step": step, "prompt": prompt, "file": f"{session.name}-{step:06d}-{number}.png"} for number, prompt in enumerate(drawn)]
         files = {entry["file"] for entry in new}
         self.job.previews = [entry for entry in self.job.previews if entry["file"] not in files] + new
         self.queue.store.save(self.job)

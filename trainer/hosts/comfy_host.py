@@ -12,13 +12,12 @@ import comfy.model_management as mm
 import execution
 import folder_paths
 from comfy.cli_args import args
-from PIL import Image
 from server import PromptServer
 
 from .comfy import ComfyBackend
 from ..api import Api, Policy
 from ..api.guard import loopback_names
-from ..backend import Backend, BaseChanged, SampleRequest
+from ..backend import Backend, BaseChanged
 from ..config import TrainConfig
 from ..jobs import JobQueue
 
@@ -127,19 +126,13 @@ class LeasedBackend:
         finally:
             self._lease.give_back()
 
-    def sample(self, request: SampleRequest) -> list[Image.Image]:
-        try:
-            return self._inner.sample(request)
-        except mm.InterruptProcessingException:
-            self._lease.cancelled = True
-            raise BaseChanged("it was cancelled in ComfyUI") from None
-
     def wanted(self) -> bool:
         return bool(PromptServer.instance.prompt_queue.get_current_queue_volatile()[1])
 
     def interrupted(self) -> bool:
         """Only a press of the button in our own turn counts."""
-        return self._lease.cancelled or (self._lease.held and mm.processing_interrupted())
+        self._lease.cancelled |= self._lease.held and self._inner.interrupted()
+        return self._lease.cancelled
 
 
 class ComfyHost:
