@@ -161,7 +161,7 @@ def write_vega(base: Path) -> None:
     save_file({name: x.half().contiguous() for name, x in weights.items() if not name.startswith(middle)}, str(path))
 
 
-def write_quantized(base: Path, form: str, name: str = "quantized.safetensors", smoothing: bool = False) -> str:
+def write_quantized(base: Path, form: str, name: str = "quantized.safetensors") -> str:
     """The small SD1.5 with the attention layers of its denoiser in a form that ComfyUI calls "float8_e4m3fn" or "int8_tensorwise"."""
     weights = checkpoint_weights(small_shapes())
     largest, dtype = {"float8_e4m3fn": (448.0, torch.float8_e4m3fn), "int8_tensorwise": (127.0, torch.int8)}[form]
@@ -173,13 +173,24 @@ def write_quantized(base: Path, form: str, name: str = "quantized.safetensors", 
             packed[key] = (y if dtype.is_floating_point else y.round()).to(dtype)
             packed[f"{layer}.weight_scale"] = scale
             packed[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
-            if smoothing:
-                packed[f"{layer}.pre_quant_scale"] = torch.ones(x.shape[1])
         else:
             packed[key] = x.half()
     path = base / "models" / "checkpoints" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({key: x.contiguous() for key, x in packed.items()}, str(path))
+    return name
+
+
+def write_smoothed(base: Path, name: str = "smoothed.safetensors") -> str:
+    """The small SD1.5 with one layer in "nvfp4" with smoothing: right in form, its numbers are zeros."""
+    weights = {key: x.half() for key, x in checkpoint_weights(small_shapes()).items()}
+    layer = next(key for key in weights if key.endswith("attn1.to_q.weight")).removesuffix(".weight")
+    outputs, inputs = weights[f"{layer}.weight"].shape
+    weights |= {f"{layer}.weight": torch.zeros(outputs, inputs // 2, dtype=torch.uint8), f"{layer}.weight_scale_2": torch.ones(()),
+                f"{layer}.weight_scale": torch.zeros(-outputs // 128 * -128, -inputs // 64 * -4, dtype=torch.uint8),
+                f"{layer}.pre_quant_scale": torch.ones(inputs),
+                f"{layer}.comfy_quant": torch.tensor(list(json.dumps({"format": "nvfp4"}).encode()), dtype=torch.uint8)}
+    save_file({key: x.contiguous() for key, x in weights.items()}, str(base / "models" / "checkpoints" / name))
     return name
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.places import host
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_gallery, write_model, write_quantized, write_vega
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_gallery, write_model, write_quantized, write_smoothed, write_vega
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
@@ -285,6 +285,5 @@ def test_gradients_through_quantized_layers_equal_plain_autograd(base, root, for
 
 
 def test_a_quantized_model_that_cannot_be_trained_is_turned_down_in_one_sentence(comfy, base):
-    name = write_quantized(base, "float8_e4m3fn", "smoothed.safetensors", smoothing=True)
-    entry = comfy.run({**graphs.loader(name), **graphs.training("me", name="smoothed")})
+    entry = comfy.run({**graphs.loader(write_smoothed(base)), **graphs.training("me", name="smoothed")})
     assert ended(entry) == "error" and "pre_quant_scale" in error_of(entry) and len(error_of(entry).splitlines()) == 1
