@@ -94,14 +94,22 @@ class OpenClip:
     def texts(self, texts: list[str]) -> torch.Tensor:
         return _unit(self.module.encode_text(self.tokenizer(texts, context_length=self.context).to(self.device)))
 
-    @torch.no_grad()
     def sentences(self, batch: np.ndarray) -> list[str]:
+        start, end = self._marks()
+        rows = [[token for token in row if token not in (start, end)] for row in self.word_numbers(batch)]
+        if hasattr(self.tokenizer, "decode"):
+            return [clean_sentence(self.tokenizer.decode(row)) for row in rows]
+        decode = _open_clip(Path(self.name)).decode
+        return [clean_sentence(decode(torch.tensor(row))) for row in rows]
+
+    @torch.no_grad()
+    def word_numbers(self, batch: np.ndarray) -> list[list[int]]:
         """The likeliest next word each time. The package's own search needs classes that transformers has removed since."""
         dtype = next(self.module.parameters()).dtype
         _, embeddings = self.module._encode_image(torch.from_numpy(batch).to(self.device, dtype))
         # older releases drop the last word otherwise
         whole = {"embed_cls": False} if "embed_cls" in inspect.signature(self.module._encode_text).parameters else {}
-        start, end = self.tokenizer("", context_length=self.context)[0, :2].tolist()
+        start, end = self._marks()
         ids_BL = torch.full((len(batch), 1), start, dtype=torch.long, device=self.device)
         finished = torch.zeros(len(batch), dtype=torch.bool, device=self.device)
         for length in range(min(MOST_TOKENS, self.context - 1)):
@@ -116,11 +124,12 @@ class OpenClip:
             ids_BL = torch.cat([ids_BL, chosen[:, None]], dim=1)
             if bool(finished.all()):
                 break
-        rows = [[token for token in row if token not in (start, end)] for row in ids_BL.tolist()]
-        if hasattr(self.tokenizer, "decode"):
-            return [clean_sentence(self.tokenizer.decode(row)) for row in rows]
-        decode = _open_clip(Path(self.name)).decode
-        return [clean_sentence(decode(torch.tensor(row))) for row in rows]
+        return ids_BL.tolist()
+
+    def _marks(self) -> tuple[int, int]:
+        """Numbers of the tokens that start and end a text."""
+        start, end = self.tokenizer("", context_length=self.context)[0, :2].tolist()
+        return start, end
 
     def close(self) -> None:
         self.module = None

@@ -90,6 +90,8 @@ def coca_folder(folder: Path, seed: int = 0, as_bin: bool = False) -> Path:
     open_clip.add_model_config(folder / "configs")
     torch.manual_seed(seed)
     state = open_clip.create_model(name, pretrained=None).state_dict()
+    # some layers begin as zeros, and a decoder of zeros finds every word equally likely
+    state = {key: torch.randn(value.shape) * 0.2 if value.is_floating_point() and value.ndim > 1 else value for key, value in state.items()}
     if as_bin:
         torch.save(state, folder / "open_clip_pytorch_model.bin")
     else:
