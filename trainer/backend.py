@@ -1,8 +1,8 @@
 """The contract between the core and a backend: what a session needs to know about a host, and nothing more."""
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ContextManager, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Callable, ContextManager, Protocol
 
 import torch
 from PIL import Image
@@ -20,7 +20,8 @@ class SampleRequest:
     same whatever it is batched with. `seeds` gives one seed per prompt; without it every prompt starts from `seed`, so that
     a grid compares prompts and weights and not noises. `guidance`, `width` and `height` (pixels) default to the base's own.
     `batch` pictures are drawn at once; None is the host's choice. A larger batch is faster, but rounds differently: on a CPU a
-    picture is bit-identical whatever else is drawn only when it is drawn alone, so that is the choice there.
+    picture is bit-identical whatever else is drawn only when it is drawn alone, so that is the choice there. `cancelled` is asked
+    in every sampling step, in the thread that draws: once it says so, the drawing ends, with the pictures that are finished.
     """
 
     prompts: tuple[str, ...]
@@ -32,6 +33,7 @@ class SampleRequest:
     height: int | None = None
     seeds: tuple[int, ...] | None = None
     batch: int | None = None
+    cancelled: Callable[[], bool] = field(default=lambda: False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts", tuple(self.prompts))
@@ -110,7 +112,7 @@ class Backend(Protocol):
         """Prefix of a layer's keys in a LoRA file, e.g. `lora_unet_mid_block_attentions_0_proj_in`."""
 
     def sample(self, request: SampleRequest) -> list[Image.Image]:
-        """Draw pictures with the host's own sampler and whatever adapter is attached."""
+        """Draw pictures with the host's own sampler and whatever adapter is attached; fewer than asked for when it was cancelled."""
 
     def interrupted(self) -> bool:
         """Whether the user asked the host to stop."""

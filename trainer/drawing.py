@@ -77,6 +77,7 @@ class DrawingQueue:
         self._waiting: deque[Drawing] = deque()
         self._drawings = {drawing.id: drawing for drawing in self._load()}
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     def submit(self, request: dict[str, Any], base_model: str | None = None) -> Drawing:
         """Queue a drawing. ValueError for a tag or a name that means nothing, and for more pictures than `MOST`."""
@@ -92,6 +93,8 @@ class DrawingQueue:
             raise ValueError(f"{len(drawing.names)} rows and {len(drawing.weights)} weights are {len(drawing.cells)} pictures, at most {MOST} are "
                              "drawn at once; take fewer weights or fewer saved steps")
         with self.lock:
+            if self._closed:
+                raise ValueError("the server is being closed; draw it again when it is back")
             self._drawings[drawing.id] = drawing
             self._waiting.append(drawing)
             self._tell(drawing)
@@ -111,13 +114,26 @@ class DrawingQueue:
             return self._drawings.get(drawing_id)
 
     def cancel(self, drawing: Drawing) -> None:
-        """End it after the picture that is being drawn; what is drawn stays."""
+        """End it, in the middle of a picture too; those that are finished stay."""
         with self.lock:
             if drawing.status in ("queued", "drawing"):
                 drawing.status = "cancelled"
                 with suppress(ValueError):
                     self._waiting.remove(drawing)
                 self._tell(drawing)
+
+    def close(self) -> None:
+        """Cancel all of them, and have the thread end with the step that it is at. No more are taken."""
+        with self.lock:
+            self._closed = True
+            for drawing in self._drawings.values():
+                self.cancel(drawing)
+            self._wake.notify_all()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the thread has ended, but not for longer than this: nothing that it does must be kept."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def picture(self, drawing: Drawing, file: str) -> Path | None:
         known = any(picture["file"] == file for picture in drawing.pictures)
@@ -129,8 +145,10 @@ class DrawingQueue:
     def _work(self) -> None:
         while True:
             with self.lock:
-                while not self._waiting:
+                while not self._waiting and not self._closed:
                     self._wake.wait()
+                if self._closed:
+                    return
                 drawing = self._waiting.popleft()
                 drawing.status = "drawing"
                 self._tell(drawing)
@@ -147,15 +165,19 @@ class DrawingQueue:
     def _draw(self, drawing: Drawing, backend: Backend) -> None:
         text, tags = parse_prompt(drawing.prompt)
         registry = self._registry()
-        request = SampleRequest((text,), drawing.negative, drawing.seed, drawing.steps, drawing.guidance, drawing.width, drawing.height)
+        request = SampleRequest((text,), drawing.negative, drawing.seed, drawing.steps, drawing.guidance, drawing.width, drawing.height,
+                                cancelled=lambda: drawing.status != "drawing")
         with Turn(backend, backend.borrow) as turn:
             for number, (name, weight) in enumerate(drawing.cells):
-                if drawing.status != "drawing":
+                if request.cancelled():
                     return
                 with loras_applied(backend, [*tags, *([LoraTag(name, weight, weight)] if name else [])], registry):
-                    [picture] = backend.sample(request)
+                    pictures = backend.sample(request)
+                if not pictures:
+                    self.cancel(drawing)
+                    return
                 file = f"{number:03d}.png"
-                write_png(self.folder / drawing.id / file, picture)
+                write_png(self.folder / drawing.id / file, pictures[0])
                 with self.lock:
                     drawing.pictures.append({"file": file, "name": name, "weight": weight})
                     self._tell(drawing)

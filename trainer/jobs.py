@@ -20,6 +20,8 @@ from .gallery_files import list_files
 log = logging.getLogger(__name__)
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 LOCK = "server.lock"
+CLOSING_SECONDS = 10.0
+"""How long closing waits for a drawing that does not end by itself."""
 
 
 class NoSuchJob(ValueError):
@@ -207,9 +209,8 @@ class JobQueue:
                 self._run = None
 
     def close(self) -> None:
-        """Stop what runs, with its work saved, and end the thread."""
-        for drawing in self.drawings.all():
-            self.drawings.cancel(drawing)
+        """Stop what runs, with its work saved, and end the threads."""
+        self.drawings.close()
         with self.lock:
             self._closed = True
             if self._run is not None:
@@ -218,6 +219,7 @@ class JobQueue:
             self._wake.notify_all()
         if threading.current_thread() is not self._worker:
             self._worker.join()
+        self.drawings.join(CLOSING_SECONDS)
         self.events.close()
         self._lock_file.close()
 

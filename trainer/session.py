@@ -282,7 +282,7 @@ class Session:
         """Draw the preview prompts with the adapter as it is now; the pictures go to `previews/` and to the listeners."""
         prompts = self.config.preview_prompts or [self.dataset.preview_prompt()]
         request = SampleRequest(prompts=tuple(prompts), seed=self.config.preview_seed, guidance=self.config.preview_guidance,
-                                width=self.dataset.resolution, height=self.dataset.resolution)
+                                width=self.dataset.resolution, height=self.dataset.resolution, cancelled=self._asked_to_stop)
         self.adapter.eval()
         with self._final_weights():
             pictures = self._sample(request)

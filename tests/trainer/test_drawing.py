@@ -82,6 +82,22 @@ def test_it_can_be_cancelled_and_keeps_what_is_drawn(jobs):
     assert drawn(jobs).status == "done" and not after.pictures
 
 
+def test_a_cancelled_picture_is_not_drawn_to_its_end(jobs, host, monkeypatch):
+    backend, steps = host._loaded[1]._inner, []
+    predict = backend.predict
+
+    def counted(*arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            jobs.drawings.cancel(jobs.drawings.all()[0])
+        return predict(*arguments)
+
+    monkeypatch.setattr(backend, "predict", counted)
+    drawing = drawn(jobs, steps=150)
+    assert drawing.status == "cancelled" and not drawing.pictures
+    assert drawn(jobs, steps=4).status == "done" and len(steps) == 3 + 4
+
+
 @pytest.mark.parametrize("changes, sentence", [
     ({"names": ["fase"]}, "the closest names are face"), ({"prompt": "<lora:fase:1>"}, "the closest names are face"), ({"prompt": "<lora:face"}, "not closed"),
     ({"names": ["face"] * 20, "weights": [0.1, 0.2, 0.3, 0.4]}, f"80 pictures, at most {MOST}")])
@@ -101,6 +117,15 @@ def test_a_file_that_is_no_lora_ends_one_drawing_and_the_next_is_drawn(jobs):
     failed = drawn(jobs, names=["broken"], weights=[1])
     assert failed.status == "failed" and "broken.safetensors" in failed.message and "Traceback" in failed.details
     assert drawn(jobs).status == "done"
+
+
+def test_a_closed_queue_draws_nothing_any_more(jobs):
+    drawing = jobs.drawings.submit({**REQUEST, "steps": 150, "names": [], "weights": [0]})
+    jobs.drawings.close()
+    jobs.drawings.join(120)
+    assert drawing.status == "cancelled" and not jobs.drawings._thread.is_alive()
+    with pytest.raises(ValueError, match="being closed"):
+        drawn(jobs)
 
 
 def test_drawings_are_there_after_a_restart_and_old_ones_go(jobs, host):

@@ -292,6 +292,28 @@ def test_a_killed_server_keeps_queue_job_and_events_and_resumes_bit_identically(
     assert all(torch.equal(one[key][part], two[key][part]) for key in one for part in ("up", "down"))
 
 
+def test_a_server_that_is_ended_while_it_draws_and_trains_is_soon_gone_and_keeps_the_run(gallery, tmp_path):
+    settings = {"train_data_dir": str(gallery), "name": "face", "steps": 10_000, "lora_rank": 4}
+    server = UiServer(tmp_path / "out").start()
+    try:
+        job = server.post("jobs", {"settings": settings})["id"]
+        server.until(job, "running", step=2)
+        drawing = server.post("drawings", {"prompt": "a red circle", "names": [], "weights": [0], "steps": 150, "width": 768, "height": 768})["id"]
+        until(lambda: {entry["id"]: entry["status"] for entry in server.get("drawings")["drawings"]}[drawing] == "drawing")
+        server.process.terminate()
+        server.process.wait(90)  # the picture alone takes many minutes
+        assert server.process.returncode == 0 and "closing; what runs is saved first" in server.process.stdout.read()
+        server.stop()
+        server.start()
+        kept = server.get(f"jobs/{job}")
+        assert kept["status"] == "interrupted" and kept["step"] >= 2 and "resume" in kept["commands"], kept
+        assert (tmp_path / "out" / "loras" / "face.safetensors").is_file()
+        server.post(f"jobs/{job}/resume")
+        server.until(job, "running", step=kept["step"] + 1)
+    finally:
+        server.stop()
+
+
 def server_events(server, after):
     last = server.get("jobs")["last_event"]
     for event in server.events(after=after):

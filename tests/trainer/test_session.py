@@ -1,5 +1,6 @@
 """The loop and its endings, on the embedded base itself."""
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,29 @@ def test_previews_do_not_change_the_run(session_of, config, tmp_path):
     drawn = session_of(config, preview_steps=1)
     drawn.train()
     assert_same(weights_of(plain), weights_of(drawn))
+
+
+def test_a_stop_cuts_a_preview_short(session_of, config, backend, monkeypatch):
+    recorder, calls = Recorder(), []
+    session = session_of(config, [recorder], preview_steps=2, preview_prompts=["a photo of sks", "a red star"])
+    sample = backend.sample
+
+    def sample_and_stop(request):
+        asked = []
+
+        def cancelled():
+            asked.append(len(asked) == 30 and session.stop())
+            return request.cancelled()
+
+        calls.append(asked)
+        return sample(replace(request, cancelled=cancelled))
+
+    monkeypatch.setattr(backend, "sample", sample_and_stop)
+    outcome = session.train()
+    assert (outcome.status, outcome.step) == ("stopped", 2) and outcome.lora.is_file()
+    assert [len(asked) for asked in calls] == [31], "25 steps for the first picture, and 6 of the second"
+    assert [(step, len(sizes)) for step, _, sizes in recorder.drawn] == [(2, 1)]
+    assert session_of(config, preview_steps=2).resume() is not None
 
 
 def test_prior_pictures_count_with_their_weight(session_of, config, gallery, tmp_path):

@@ -53,6 +53,6 @@ def picture(call: Call) -> Response:
 ROUTES = [
     Route("GET", f"{API}/drawings", listing, "The newest drawings with their pictures."),
     Route("POST", f"{API}/drawings", start, "Draw with the host's sampler: a row for each name, a column for each weight.", body=DRAWING, status=201),
-    Route("POST", f"{API}/drawings/{{id}}/cancel", cancel, "End a drawing after the picture that is being drawn."),
+    Route("POST", f"{API}/drawings/{{id}}/cancel", cancel, "End a drawing; the pictures that are finished stay."),
     Route("GET", f"{API}/drawings/{{id}}/{{file}}", picture, "One picture.", answer="image/png"),
 ]

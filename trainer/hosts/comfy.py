@@ -217,6 +217,11 @@ class ComfyBackend:
         shape = (1, self.latent_channels, height // factor, width // factor)
         guidance = self.default_guidance if request.guidance is None else request.guidance
         pictures: list[Image.Image] = []
+
+        def step_taken(*_) -> None:
+            if request.cancelled():
+                raise mm.InterruptProcessingException
+
         self._lend()
         try:
             with torch.inference_mode():
@@ -226,12 +231,13 @@ class ComfyBackend:
                     empty = torch.zeros(shape)
                     noise = comfy.sample.prepare_noise(empty, request.seed_of(i))
                     z_BCHW = comfy.sample.sample(self.model, noise, request.steps, guidance, "euler", "normal", positive, negative, empty,
-                                                 disable_pbar=True, seed=request.seed_of(i))
+                                                 callback=step_taken, disable_pbar=True, seed=request.seed_of(i))
                     pictures += [to_picture(x_3HW) for x_3HW in self.vae.decode(z_BCHW).movedim(-1, 1) * 2 - 1]
         except mm.InterruptProcessingException:
-            if not self._borrowed:
-                raise
-            self._cancelled = True
+            if not request.cancelled():
+                if not self._borrowed:
+                    raise
+                self._cancelled = True
         return pictures
 
     def wanted(self) -> bool:

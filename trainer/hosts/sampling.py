@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def draw(backend: StandaloneBackend, request: SampleRequest) -> list[Image.Image]:
-    """One picture per prompt. Raises ValueError for a size that the base cannot draw."""
+    """One picture per prompt, or fewer when it is cancelled. Raises ValueError for a size that the base cannot draw."""
     width, height = request.width or backend.resolution, request.height or backend.resolution
     for name, side in (("width", width), ("height", height)):
         if side < 16 or side % backend.latent_factor:
@@ -34,23 +34,30 @@ def draw(backend: StandaloneBackend, request: SampleRequest) -> list[Image.Image
         noise_BCHW = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         cond = _stack([conds[request.prompts[i]] for i in chosen])
         uncond = _stack([conds[request.negative]] * len(chosen)) if guidance != 1 else None
-        z_BCHW = denoise(backend, noise_BCHW, cond, uncond, guidance, request.steps, generators)
+        z_BCHW = denoise(backend, noise_BCHW, cond, uncond, guidance, request, generators)
+        if z_BCHW is None:
+            break
         pictures += [to_picture(backend.decode_image(z_BCHW[i:i + 1])[0]) for i in range(len(chosen))]
     return pictures
 
 
 def denoise(backend: StandaloneBackend, noise_BCHW: torch.Tensor, cond: dict[str, torch.Tensor],
-            uncond: dict[str, torch.Tensor] | None, guidance: float, steps: int,
-            generators: list[torch.Generator]) -> torch.Tensor:
-    """From unit noise to scaled latents, both `(B, C, h, w)` float32; samplers that add noise take it from `generators`."""
+            uncond: dict[str, torch.Tensor] | None, guidance: float, request: SampleRequest,
+            generators: list[torch.Generator]) -> torch.Tensor | None:
+    """From unit noise to scaled latents, both `(B, C, h, w)` float32; None when the request is cancelled meanwhile.
+
+    Samplers that add noise take it from `generators`.
+    """
     scheduler = type(backend.scheduler).from_config(backend.scheduler.config)
-    scheduler.set_timesteps(steps, device=backend.device)
+    scheduler.set_timesteps(request.steps, device=backend.device)
     own_noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
     z_BCHW = noise_BCHW.to(backend.device) * scheduler.init_noise_sigma
     count, factor = len(z_BCHW), backend.latent_factor
     side = torch.tensor([[z_BCHW.shape[2] * factor, z_BCHW.shape[3] * factor]], dtype=torch.float32, device=backend.device)
     size_B6 = torch.cat([side, torch.zeros_like(side), side], dim=1).repeat(count, 1)
     for t in scheduler.timesteps:
+        if request.cancelled():
+            return None
         x_BCHW = scheduler.scale_model_input(z_BCHW, t)
         t_B = t.to(backend.device).expand(count)
         if uncond is None:

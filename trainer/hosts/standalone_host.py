@@ -151,6 +151,8 @@ def serve(bases: list[str], listen: str, port: int, output_dir: Path, device: st
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start())
         server.serve_forever(poll_interval=0.2)
-        print("closing; what runs is saved first", flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        print("closing; what runs is saved first, unless you end it again", flush=True)
     finally:
         jobs.close()

@@ -171,10 +171,10 @@ class WebuiBackend:
         self._bring_back(self.model.first_stage_model, self.model.cond_stage_model)
         guidance = self.default_guidance if request.guidance is None else request.guidance
         width, height = request.width or self.resolution, request.height or self.resolution
-        pictures = [draw(self.model, prompt, request.negative, request.seed_of(i), request.steps, guidance, width, height, self.latent_channels,
-                         self.prediction.kind) for i, prompt in enumerate(request.prompts)]
+        pictures = [draw(self.model, request, i, guidance, width, height, self.latent_channels, self.prediction.kind)
+                    for i in range(len(request.prompts)) if not request.cancelled()]
         self._send_away()
-        return pictures
+        return [picture for picture in pictures if picture is not None]
 
     def interrupted(self) -> bool:
         """The webui's Interrupt button is about the picture being drawn; a run is stopped on HotLoRA's own page."""

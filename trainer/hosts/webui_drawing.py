@@ -6,9 +6,10 @@ from typing import Any
 
 import k_diffusion.sampling
 import torch
-from modules import devices, extra_networks, processing, prompt_parser, sd_samplers, shared
+from modules import devices, extra_networks, processing, prompt_parser, sd_samplers, sd_samplers_common, shared
 from PIL import Image
 
+from ..backend import SampleRequest
 from ..pixels import to_picture
 
 SAMPLER, FACTOR = "Euler", 8
@@ -26,10 +27,18 @@ class _Noise:
         return torch.randn(shape, generator=self.generator).to(self.device)
 
 
-def draw(model: Any, prompt: str, negative: str, seed: int, steps: int, guidance: float, width: int, height: int, channels: int,
-         prediction: str) -> Image.Image:
-    """One picture of the model as it is now. The host's state of its own job is what it was, before and after."""
-    text, _ = extra_networks.parse_prompts([prompt])
+def draw(model: Any, request: SampleRequest, number: int, guidance: float, width: int, height: int, channels: int,
+         prediction: str) -> Image.Image | None:
+    """Picture `number` of the request, of the model as it is now; None when it is cancelled. The host's state of its own job is what
+    it was, before and after."""
+    negative, seed, steps = request.negative, request.seed_of(number), request.steps
+    text, _ = extra_networks.parse_prompts([request.prompts[number]])
+
+    def step_taken() -> None:
+        """Called by the host's sampler, which ends at this error of its own."""
+        if request.cancelled():
+            raise sd_samplers_common.InterruptedException
+
     p = processing.StableDiffusionProcessingTxt2Img(prompt=text[0], negative_prompt=negative, seed=seed, steps=steps, cfg_scale=guidance,
                                                     width=width, height=height, sampler_name=SAMPLER)
     p.fill_fields_from_opts()
@@ -38,7 +47,7 @@ def draw(model: Any, prompt: str, negative: str, seed: int, steps: int, guidance
     with torch.no_grad(), ExitStack() as stack:
         _keep(stack, shared.state, interrupted=False, skipped=False, stopping_generation=False)
         _keep(stack, shared.state, **{name: getattr(shared.state, name) for name in PROGRESS})
-        _keep(stack, shared.total_tqdm, update=lambda: None)
+        _keep(stack, shared.total_tqdm, update=step_taken)
         _keep(stack, model, parameterization=prediction)
         stack.callback(setattr, k_diffusion.sampling, "torch", k_diffusion.sampling.torch)
         with devices.autocast():
@@ -50,6 +59,8 @@ def draw(model: Any, prompt: str, negative: str, seed: int, steps: int, guidance
         sampler = sd_samplers.create_sampler(SAMPLER, model)
         with devices.without_autocast() if devices.unet_needs_upcast else devices.autocast():
             z_BCHW = sampler.sample(p, x_BCHW, c, uc, image_conditioning=p.txt2img_image_conditioning(x_BCHW))
+        if request.cancelled():
+            return None
         [x_3HW] = processing.decode_latent_batch(model, z_BCHW, target_device=devices.cpu, check_for_nans=True)
     return to_picture(x_3HW.float())
 
