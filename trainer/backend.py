@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import lcm
 from typing import TYPE_CHECKING, Callable, ContextManager, Protocol
 
 import torch
@@ -89,6 +90,12 @@ class Backend(Protocol):
     def encode_text(self, captions: list[str], grad: bool = False) -> dict[str, torch.Tensor]:
         """Everything the denoiser needs of the captions, batch first; with a graph through the adapters when `grad`."""
 
+    def batch_text(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """What `encode_text` gave for single captions, each without its batch dimension, as one batch.
+
+        What a caption says must not depend on the others in its batch: the loss of a batch is that of its pictures one by one.
+        """
+
     def token_count(self, caption: str) -> tuple[int, int]:
         """Tokens that the caption takes and tokens that fit, start and end marks included in both."""
 
@@ -128,3 +135,19 @@ class Backend(Protocol):
 
     def free_memory(self) -> None:
         """Give unused memory of the device back."""
+
+
+def stack_text(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Embeddings of single captions as one batch, for a backend whose captions are all of one length."""
+    shapes = {key: {tuple(row[key].shape) for row in rows} for key in rows[0]}
+    assert all(len(found) == 1 for found in shapes.values()), f"captions of different lengths need a batch_text of their own: {shapes}"
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def repeat_text(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Embeddings of captions of different lengths as one batch: each `hidden_LD` is repeated until all are as long.
+
+    Cross-attention gives the same for a text and for the same text repeated, as all weights are divided by the number of repeats.
+    """
+    length = lcm(*(row["hidden_BLD"].shape[0] for row in rows))
+    return stack_text([{**row, "hidden_BLD": row["hidden_BLD"].repeat(length // row["hidden_BLD"].shape[0], 1)} for row in rows])

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import torch
 
@@ -27,14 +28,16 @@ IN_MEMORY = 512
 class Dataset:
     """Examples of a gallery, and of a second one for prior preservation, with what a step needs of them.
 
-    Prior pictures are shown as often in total as the user's own (2208.12242), weighted by prior_loss_weight.
+    Prior pictures are shown as often in total as the user's own (2208.12242), weighted by prior_loss_weight. Those of the gallery
+    that are `held_out` are prepared, but no step shows them.
     """
 
-    def __init__(self, config: TrainConfig, backend: Backend, gallery: Gallery, prior: Gallery | None = None) -> None:
-        self.config, self.backend, self.gallery = config, backend, gallery
+    def __init__(self, config: TrainConfig, backend: Backend, gallery: Gallery, prior: Gallery | None = None, held_out: Sequence[Example] = ()) -> None:
+        self.config, self.backend, self.gallery, self.held_out = config, backend, gallery, list(held_out)
         self.resolution = config.resolution or backend.resolution
-        self.examples: list[Example] = [*gallery.examples, *(prior.examples if prior else [])]
-        repeats = [example.repeats for example in gallery.examples]
+        own_examples = [example for example in gallery.examples if example not in self.held_out]
+        self.examples: list[Example] = [*own_examples, *(prior.examples if prior else [])]
+        repeats = [example.repeats for example in own_examples]
         if prior:
             own, number = sum(repeats), len(prior.examples)
             repeats += [own // number + (i < own % number) for i in range(number)]
@@ -58,9 +61,10 @@ class Dataset:
         """Encode what is not in the cache yet."""
         augmentation = load_function(self.config.augmentation, "augmentation") if self.config.augmentation else None
         reports = {"pictures": self.latents.prepare(
-            self.examples, self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
+            [*self.examples, *self.held_out], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
         if not self.trains_text and not self.config.shuffle_tags:
-            reports["captions"] = self.texts.prepare(sorted({"", *(example.caption for example in self.examples)}))
+            reports["captions"] = self.texts.prepare(sorted({
+                "", *(example.caption for example in (*self.examples, *self.held_out)), *(self.drift_prompts() if self.config.validation else [])}))
         return reports
 
     def collate(self, batch: list[tuple[int, int]], step: int) -> dict[str, Any]:
@@ -101,7 +105,7 @@ class Dataset:
             if caption not in self._embedded:
                 self._embedded[caption] = self.texts.load(caption)
         found = [self._embedded[caption] for caption in captions]
-        return {key: torch.stack([one[key] for one in found]).to(self.backend.device) for key in found[0]}
+        return {key: x.to(self.backend.device) for key, x in self.backend.batch_text(found).items()}
 
     def _load(self, index: int) -> dict[str, torch.Tensor]:
         if index not in self._loaded:
@@ -118,7 +122,15 @@ class Dataset:
     def preview_prompt(self) -> str:
         return self.config.trigger or next((e.caption for e in self.gallery.examples if e.caption), "")
 
+    def drift_prompts(self) -> list[str]:
+        """Prompts that training should not change: none at all, and captions of the gallery without the trigger."""
+        trigger = self.config.trigger.strip()
+        captions = dict.fromkeys(e.caption for e in self.gallery.examples)
+        rest = [re.sub(rf"\s*(?<!\w){re.escape(trigger)}(?!\w)\s*,?\s*", " ", caption).strip(" ,") if trigger else "" for caption in captions]
+        return ["", *[caption for caption in dict.fromkeys(rest) if caption][:3]]
+
     def fingerprint(self) -> str:
         """Changes with any picture or caption, not with where they lie."""
         facts = [[e.content_hash, e.caption, list(size)] for e, size in zip(self.examples, self.sizes)]
+        facts += [["held out", e.content_hash, e.caption] for e in self.held_out]
         return hashlib.blake2b(json.dumps(facts, ensure_ascii=False).encode(), digest_size=16).hexdigest()

@@ -67,7 +67,7 @@ def main() -> None:
         for layer in adapter.layers.values():
             layer.up.normal_(0, 0.02, generator=generator)
     objective = Objective(TrainConfig(train_data_dir="x", min_snr_gamma=0), backend.prediction)
-    captions = ["a photo of sks", "a red star, " * 40, "", "猫 on a mat"]
+    captions = ["a photo of sks", "a red star, " * 40, "", "猫 on a mat, " * 20]
     buckets = [(8, 8), (8, 8), (6, 10), (6, 10)]
     pixels = [torch.rand(1, 3, 8 * h, 8 * w, generator=generator) * 2 - 1 for h, w in buckets]
     t_B = torch.tensor([700, 120, 400, 950]) if backend.prediction.kind != "flow" else torch.tensor([0.7, 0.12, 0.4, 0.95])
@@ -81,7 +81,10 @@ def main() -> None:
         losses = []
         for rows in ([0, 1], [2, 3]):
             z0, eps, t = torch.cat([z[i] for i in rows]), torch.cat([noise[i] for i in rows]), t_B[rows]
-            out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), backend.encode_text([captions[i] for i in rows]), sizes[rows])
+            # caption by caption and then together, as the cache of a run does
+            texts = [{key: x[0] for key, x in backend.encode_text([captions[i]]).items()} for i in rows]
+            assert len({len(text["hidden_BLD"]) for text in texts}) == 2, "both batches hold captions of different lengths"
+            out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), backend.batch_text(texts), sizes[rows])
             losses.append(objective.loss(out, objective.target(z0, eps, t), t))
         loss_B = torch.cat(losses)
         loss_B.sum().backward()

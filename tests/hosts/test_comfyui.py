@@ -85,6 +85,14 @@ def test_training_gives_a_lora_that_the_prompt_and_the_stock_loader_use_alike(co
     assert np.array_equal(at_once, full)
 
 
+def test_a_batch_takes_captions_of_different_lengths(comfy, base):
+    shutil.copytree(base / "input" / "me", base / "input" / "talkative")
+    (base / "input" / "talkative" / "0.txt").write_text("a photo of sks, " + "round and red, " * 60)
+    entry = train(comfy, "talkative", name="talkative", steps=3, settings={"batch_size": 4, "caption_dropout": 0.0})
+    assert ended(entry) == "success", error_of(entry)
+    assert (comfy.loras / "talkative.safetensors").is_file()
+
+
 @pytest.mark.parametrize("ending", ["completed", "cancelled", "failed", "out of memory"])
 def test_the_host_draws_the_same_picture_after_every_ending(comfy, ending, tmp_path):
     before = draw(comfy)

@@ -1,7 +1,6 @@
 """The backend inside ComfyUI: borrows the MODEL, CLIP and VAE that a graph has loaded. Nothing is read from disk or copied."""
 from __future__ import annotations
 
-import hashlib
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any, Iterator
@@ -13,11 +12,13 @@ import comfy.sample
 import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 from torch import nn
 
 from .comfy_layers import check_trainable, comfy_forward, keeps_its_tensors
-from ..backend import SampleRequest
+from .fingerprint import fingerprint
+from ..backend import SampleRequest, repeat_text, stack_text
 from ..checkpointing import set_checkpointing
 from ..frozen import frozen_forwards, plain_tensors
 from ..lora_keys import diffusers_path, layout_of
@@ -75,17 +76,17 @@ class ComfyBackend:
 
     @cached_property
     def base_hash(self) -> str:
-        return _fingerprint(self.unet)
+        return fingerprint(self.unet)
 
     @cached_property
     def encoder_id(self) -> str:
         scale = self.model.model.process_latent_in(torch.ones(1, self.latent_channels, 1, 1)).flatten().tolist()
-        return _fingerprint(self.vae.first_stage_model, scale)
+        return fingerprint(self.vae.first_stage_model, scale)
 
     @cached_property
     def text_id(self) -> str:
         patches = str(self.clip.patcher.patches_uuid) if self.clip.patcher.patches else ""
-        return _fingerprint(self.clip.cond_stage_model, self.clip.layer_idx, patches, self.clip.tokenizer_options)
+        return fingerprint(self.clip.cond_stage_model, self.clip.layer_idx, patches, self.clip.tokenizer_options)
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
         self._lend()
@@ -103,11 +104,19 @@ class ComfyBackend:
                 [[hidden_1LD, more]] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption), show_pbar=False)
                 if more.get("attention_mask") is not None:
                     raise ValueError(f"{self.family} tells its text apart by attention masks, which cannot be trained yet")
-                rows.append((hidden_1LD, more.get("pooled_output")))
-        cond = {"hidden_BLD": torch.cat(_same_length([hidden for hidden, _ in rows])).float().clone()}
-        if rows[0][1] is not None:
-            cond["pooled_BD"] = torch.cat([pooled for _, pooled in rows]).float().clone()
-        return cond
+                pooled_1D = more.get("pooled_output")
+                rows.append({"hidden_BLD": hidden_1LD[0], **({} if pooled_1D is None else {"pooled_BD": pooled_1D[0]})})
+        return self.batch_text([{key: x.float().clone() for key, x in row.items()} for row in rows])
+
+    def batch_text(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Raises ValueError for texts of different lengths where the model reads text and picture in one sequence."""
+        if isinstance(self.unet, UNetModel):  # it reads the text by cross-attention alone
+            return repeat_text(rows)
+        lengths = sorted({row["hidden_BLD"].shape[0] for row in rows})
+        if len(lengths) > 1:
+            raise ValueError(f"captions of {lengths[0]} and {lengths[-1]} tokens are in one batch, which {self.family} cannot take together; "
+                             "set batch_size to 1, or make the captions shorter")
+        return stack_text(rows)
 
     def token_count(self, caption: str) -> tuple[int, int]:
         """ComfyUI encodes captions of any length in pieces, so what fits is all of it."""
@@ -240,10 +249,6 @@ class ComfyBackend:
                 self._cancelled = True
         return pictures
 
-    def wanted(self) -> bool:
-        """A node keeps the queue waiting until its run ends, so nobody else comes meanwhile."""
-        return False
-
     def interrupted(self) -> bool:
         return self._cancelled or mm.processing_interrupted()
 
@@ -290,22 +295,3 @@ def _prediction(sampling: Any) -> Prediction:
         names = ", ".join(base.__name__ for base in type(sampling).__mro__[1:] if base.__module__ == known.__name__)
         raise ValueError(f"a model sampled by {names} cannot be trained yet; eps, v-prediction and flow models can")
     return Prediction(kind, (1 / (1 + sigmas_T.detach().cpu().double() ** 2)).float().clone())
-
-
-def _same_length(rows: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Repeat shorter texts until all are as long, as ComfyUI does for texts of different lengths in one batch."""
-    from math import lcm
-
-    length = lcm(*(row.shape[1] for row in rows))
-    return [row.repeat(1, length // row.shape[1], 1) for row in rows]
-
-
-def _fingerprint(module: nn.Module, *settings: object, samples: int = 256) -> str:
-    """SHA-256 over shape, dtype and `samples` evenly spread numbers of every tensor: reading all takes seconds on a large base."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for name, x in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(x.shape)}{x.dtype}".encode())
-        if x.numel() and type(x) in (torch.Tensor, nn.Parameter):
-            flat = x.detach().reshape(-1)
-            digest.update(flat[::max(1, flat.numel() // samples)].float().cpu().numpy().tobytes())
-    return digest.hexdigest()

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..backend import SampleRequest
+from ..backend import SampleRequest, stack_text
 from ..checkpointing import set_checkpointing
 from ..frozen import borrowed
 from ..lora_keys import UNetLayout, layout_of, ldm_path, text_path
@@ -128,6 +128,9 @@ class StandaloneBackend:
                 hidden.append(hidden_BLD)
         cond = {"hidden_BLD": torch.cat(hidden, dim=-1)}
         return cond if pooled is None else {**cond, "pooled_BD": pooled}
+
+    def batch_text(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return stack_text(rows)
 
     def token_count(self, caption: str) -> tuple[int, int]:
         encoder = self.parts.text_encoders[0]

@@ -16,7 +16,7 @@ from .fingerprint import fingerprint
 from .webui_drawing import draw
 from .webui_state import (attention_with_backward, no_checkpointing, own_unet, pin_unet, plain_captions, queue, webui_forward,
                           whole_attention, without_loras)
-from ..backend import BaseChanged, SampleRequest
+from ..backend import BaseChanged, SampleRequest, repeat_text
 from ..checkpointing import set_checkpointing
 from ..frozen import frozen_forwards, plain_tensors
 from ..lora_keys import diffusers_path, layout_of
@@ -95,16 +95,15 @@ class WebuiBackend:
             self._bring_back(model.cond_stage_model)
             rows = [model.get_learned_conditioning(prompt_parser.SdConditioning([caption])) for caption in captions]
             rows = [row if isinstance(row, dict) else {"crossattn": row} for row in rows]
-            empty = None
-            if len({row["crossattn"].shape[1] for row in rows}) > 1:
-                empty = model.get_learned_conditioning(prompt_parser.SdConditioning([""]))
-                empty = empty["crossattn"] if isinstance(empty, dict) else empty
-        hidden = _same_length([row["crossattn"] for row in rows], empty)
-        cond = {"hidden_BLD": torch.cat(hidden).float()}
+        conds = [{"hidden_BLD": row["crossattn"][0].float()} for row in rows]
         if "vector" in rows[0]:
             width = rows[0]["vector"].shape[1] - sum(2 * embedder.outdim for embedder in _size_embedders(model))
-            cond["pooled_BD"] = torch.cat([row["vector"][:, :width] for row in rows]).float()
-        return cond
+            conds = [{**cond, "pooled_BD": row["vector"][0, :width].float()} for cond, row in zip(conds, rows)]
+        return self.batch_text(conds)
+
+    def batch_text(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """The webui itself fills up shorter texts with empty ones, which changes what they say; a picture is drawn with one text alone."""
+        return repeat_text(rows)
 
     def token_count(self, caption: str) -> tuple[int, int]:
         """The webui encodes captions of any length in pieces, so what fits is all of it."""
@@ -234,9 +233,3 @@ def _encode(model: Any, x_B3HW: torch.Tensor) -> torch.Tensor:
 
 def _size_embedders(model: Any) -> list[nn.Module]:
     return [embedder for embedder in model.conditioner.embedders if getattr(embedder, "input_key", None) in SIZES]
-
-
-def _same_length(rows: list[torch.Tensor], empty: torch.Tensor | None) -> list[torch.Tensor]:
-    """Longer texts come in more pieces; shorter ones get empty pieces, as the host does it."""
-    length = max(row.shape[1] for row in rows)
-    return [row if row.shape[1] == length else torch.cat([row, *[empty] * ((length - row.shape[1]) // empty.shape[1])], 1) for row in rows]

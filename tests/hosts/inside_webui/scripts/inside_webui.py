@@ -149,7 +149,7 @@ def gradients() -> dict:
         for layer in adapter.layers.values():
             layer.up.normal_(0, 0.02, generator=generator)
     objective = Objective(TrainConfig(train_data_dir="x", min_snr_gamma=0), backend.prediction)
-    captions = ["a photo of sks", "a red star, on a mat", "", "a (plain) [caption] BREAK with signs"]
+    captions = ["a photo of sks", "a red star, on a mat, " * 30, "a (plain) [caption] BREAK with signs, " * 10, ""]
     buckets = [(8, 8), (8, 8), (8, 16), (8, 16)]
     pixels = [torch.rand(1, 3, 8 * h, 8 * w, generator=generator) * 2 - 1 for h, w in buckets]
     t_B = torch.tensor([700, 120, 400, 950])
@@ -160,7 +160,10 @@ def gradients() -> dict:
         losses = []
         for rows in ([0, 1], [2, 3]):
             z0, eps, t = torch.cat([z[i] for i in rows]), torch.cat([noise[i] for i in rows]), t_B[rows]
-            cond = backend.encode_text([captions[i] for i in rows])
+            # caption by caption and then together, as the cache of a run does
+            texts = [{key: x[0] for key, x in backend.encode_text([captions[i]]).items()} for i in rows]
+            assert len({len(text["hidden_BLD"]) for text in texts}) == 2, "both batches hold captions of different lengths"
+            cond = backend.batch_text(texts)
             with torch.autocast("cpu", torch.bfloat16, enabled=devices.dtype_unet == torch.float16):
                 out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), cond, sizes[rows])
             losses.append(objective.loss(out, objective.target(z0, eps, t), t))
