@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 	$(RUN) train.py demo
 
 test: $(VENV)/.ready
-	$(RUN) -m pytest -q
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --maxprocesses 8 --dist loadscope --no-loadscope-reorder
 
 $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

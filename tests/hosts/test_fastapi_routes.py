@@ -3,6 +3,7 @@ import asyncio
 import base64
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,12 @@ def api(tmp_path):
     jobs = JobQueue(StandaloneHost(tmp_path, ["demo"], "cpu"))
     yield Api(jobs.host, jobs, Policy())
     jobs.close()
+
+
+def finish(coroutine):
+    """Its result, from a thread: Playwright's tests, when they came before, leave a running loop in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def ask(api, method, path, body=b"", headers=(), query=b"", root="", parts=1):
@@ -40,7 +47,7 @@ def ask(api, method, path, body=b"", headers=(), query=b"", root="", parts=1):
         await HotLoRA(api)(scope, receive, send)
         return sent
 
-    sent = asyncio.run(run())
+    sent = finish(run())
     return sent[0]["status"], {name.decode(): value.decode() for name, value in sent[0]["headers"]}, b"".join(part.get("body", b"") for part in sent[1:])
 
 
@@ -84,7 +91,7 @@ def test_a_stream_ends_when_the_reader_goes(api):
         await asyncio.wait_for(HotLoRA(api)({"type": "http", "method": "GET", "path": "/hotlora/api/events", "headers": [(b"host", b"x")]}, receive, send), 30)
         return sent
 
-    sent = asyncio.run(run())
+    sent = finish(run())
     assert b"news" in b"".join(part.get("body", b"") for part in sent) and sent[-1].get("more_body") is None
     assert dict(sent[0]["headers"])[b"content-encoding"] == b"identity"
 
@@ -114,7 +121,7 @@ def test_many_open_streams_leave_room_for_requests(api):
         await asyncio.gather(*open_streams, return_exceptions=True)
         return answer
 
-    assert asyncio.run(run())[0] == 200
+    assert finish(run())[0] == 200
     assert threading.active_count() < 60
 
 
