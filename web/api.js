@@ -1,7 +1,8 @@
 // Calls to the server. A failure is an ApiError with one sentence for the user, and folded details where there are some.
 import { t } from "./i18n.js";
 
-export const BASE = new URL("../api/", import.meta.url).href;
+// the page's files lie under web/, some servers put their version after it
+export const BASE = import.meta.url.replace(/\/web\/.*$/, "/api/");
 
 export class ApiError extends Error {
   constructor(message, details = "", status = 0) {

@@ -5,28 +5,26 @@ import { html, useStore, dropToast } from "./store.js";
 import { chooseLanguage, keepLanguage, language, LANGUAGES, said, t } from "./i18n.js";
 import { askedLanguage, followTheme } from "./host.js";
 import { activeJob, start } from "./live.js";
+import { addStyle, fetchLater, lazy } from "./lazy.js";
 import { Icon, shortName } from "./views/parts.js";
 import { TrainScreen } from "./views/train.js";
-import { GalleryScreen } from "./views/gallery.js";
-import { RunScreen } from "./views/run.js";
-import { RunsScreen } from "./views/runs.js";
-import { TryScreen } from "./views/try.js";
 
-const SCREENS = { train: TrainScreen, gallery: GalleryScreen, run: RunScreen, try: TryScreen, runs: RunsScreen };
+const SCREENS = {
+  train: TrainScreen,
+  gallery: lazy(() => import("./views/gallery.js"), "GalleryScreen"),
+  run: lazy(() => import("./views/run.js"), "RunScreen"),
+  try: lazy(() => import("./views/try.js"), "TryScreen"),
+  runs: lazy(() => import("./views/runs.js"), "RunsScreen"),
+};
 
-export function mount(root) {
+// `early` may have the first answers of the server, asked for before this module was there.
+export async function mount(root, early) {
   root.classList.add("hotlora");
-  for (const name of ["vendor/uplot.css", "style.css"]) addStyle(new URL(name, import.meta.url).href);
-  chooseLanguage(askedLanguage());
+  addStyle(new URL("style.css", import.meta.url).href);
+  await chooseLanguage(askedLanguage());
   followTheme(root.ownerDocument.documentElement === root.parentElement?.parentElement ? root.ownerDocument.documentElement : root);
   render(html`<${App} />`, root);
-  start();
-}
-
-function addStyle(href) {
-  if ([...document.styleSheets].some((sheet) => sheet.href === href) || document.querySelector(`link[href$="${href.split("/web/").at(-1)}"]`)) return;
-  const link = Object.assign(document.createElement("link"), { rel: "stylesheet", href });
-  document.head.append(link);
+  start(early).then(fetchLater);
 }
 
 function route() {
@@ -43,8 +41,8 @@ function App() {
     return () => window.removeEventListener("hashchange", moved);
   }, []);
   const Screen = SCREENS[at.screen];
-  const chosen = (code) => {
-    keepLanguage(code);
+  const chosen = async (code) => {
+    await keepLanguage(code);
     setTongue(code);
   };
   return html`<div class="page" key=${tongue}>

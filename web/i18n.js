@@ -1,11 +1,11 @@
 // Texts by key in the language of the user. A text is a string, or a function of named values.
 import en from "./text/en.js";
-import zh from "./text/zh.js";
-import { zhServer } from "./text/zh_server.js";
-import { zhSettings, zhUnits } from "./text/zh_settings.js";
 
 export const LANGUAGES = { en: "English", zh: "中文" };
-const TABLES = { en, zh };
+const TABLES = { en };
+let zhServer = [];
+let zhSettings = {};
+let zhUnits = {};
 const KEPT = "hotlora.language";
 let current = "en";
 
@@ -13,14 +13,28 @@ export const language = () => current;
 
 export function chooseLanguage(asked) {
   const wanted = kept() ?? asked ?? navigator.language;
-  current = String(wanted).toLowerCase().startsWith("zh") ? "zh" : "en";
-  document.documentElement.lang = current === "zh" ? "zh-CN" : "en";
+  return use(String(wanted).toLowerCase().startsWith("zh") ? "zh" : "en");
 }
 
 export function keepLanguage(code) {
   try {
     localStorage.setItem(KEPT, code);
   } catch { /* private mode: it holds until the page is closed */ }
+  return use(code);
+}
+
+// Who reads English need not wait for the other tables.
+async function use(code) {
+  if (code === "zh" && !TABLES.zh) {
+    try {
+      const [texts, server, settings] = await Promise.all([import("./text/zh.js"), import("./text/zh_server.js"), import("./text/zh_settings.js")]);
+      TABLES.zh = texts.default;
+      ({ zhServer } = server);
+      ({ zhSettings, zhUnits } = settings);
+    } catch {
+      return;   // the server is away: it stays as it is
+    }
+  }
   current = code;
   document.documentElement.lang = code === "zh" ? "zh-CN" : "en";
 }

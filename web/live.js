@@ -3,7 +3,6 @@ import { address, ApiError, get, jobPath } from "./api.js";
 import { addLosses, reloadCurves } from "./curves.js";
 import { galleryChanged } from "./gallery_data.js";
 import { getState, setState } from "./store.js";
-import { notifyEnd } from "./notify.js";
 
 const RETRY = 1500;
 export const ACTIVE = ["preparing", "running", "paused"];
@@ -13,11 +12,11 @@ const LOG_LINES = 500;
 let source = null;
 let timer = 0;
 
-export async function start() {
+export async function start(early) {
   clearTimeout(timer);
   source?.close();
   try {
-    await loadAll();
+    await loadAll(early);
   } catch (error) {
     lost(error);
     return;
@@ -25,8 +24,8 @@ export async function start() {
   connect();
 }
 
-async function loadAll() {
-  const [status, snapshot] = await Promise.all([get("status"), get("jobs")]);
+async function loadAll(early) {
+  const [status, snapshot] = await Promise.all(["status", "jobs"].map(async (path) => (await early?.[path]) ?? get(path)));
   takeSnapshot(snapshot);
   setState({ status, connection: "open" });
   // what only part of the page needs may fail without the rest
@@ -61,7 +60,7 @@ function lost(error) {
   source = null;
   setState({ connection: "lost", problem: error instanceof ApiError && error.status ? error : null });
   clearTimeout(timer);
-  timer = setTimeout(start, RETRY);
+  timer = setTimeout(() => start(), RETRY);
 }
 
 // The checkpoint is the host's to change: looked at again when a run begins and when the user comes back.
@@ -134,6 +133,9 @@ function withPreviews(known, added) {
 
 export const activeJob = (state) => state.jobs?.find((job) => ACTIVE.includes(job.status)) ?? null;
 
+// What runs, or else what ran last.
+export const currentJob = (state) => (activeJob(state) ?? state.jobs?.find((job) => job.status !== "cancelled"))?.id ?? null;
+
 export function patchJob(id, patch) {
   setState((s) => {
     const jobs = s.jobs ?? [];
@@ -161,7 +163,7 @@ const TAKE = {
     if (before?.status !== event.state.status) refreshStatus();
     if (before && ACTIVE.includes(before.status) && ENDED.includes(event.state.status)) {
       if (getState().details[event.job]) loadJob(event.job).catch(() => {});
-      notifyEnd(event.state);
+      import("./notify.js").then(({ notifyEnd }) => notifyEnd(event.state));
     }
   },
   step(event) {

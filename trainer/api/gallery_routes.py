@@ -12,13 +12,12 @@ from .guard import allowed_folder, check_file, check_links
 from .messages import ApiError, Response
 from .routes import API, LARGE, Call, Route
 from .schema import MAX_INT, integer, objects, text
-from .static import KINDS, with_etag
+from .static import FOREVER, KINDS, with_etag
 
 FOLDER = text("The gallery's folder, a full path.", minLength=1)
 FILE = text("A picture by its name in the gallery, with / between folders.", minLength=1, maxLength=1000)
 FILES = objects({"folder": FOLDER, "files": {"type": "array", "items": FILE, "minItems": 1, "maxItems": 20_000}})
 CAPTIONS = {"type": "object", "additionalProperties": text(maxLength=20_000), "maxProperties": 20_000}
-FOREVER = "private, max-age=31536000, immutable"
 PICTURE_KINDS = {**KINDS, ".jpeg": "image/jpeg", ".jfif": "image/jpeg", ".gif": "image/gif", ".bmp": "image/bmp", ".avif": "image/avif"}
 
 

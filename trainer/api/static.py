@@ -14,29 +14,45 @@ KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=u
 RULES = ("default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; connect-src 'self'; object-src 'none'; "
          "base-uri 'self'; form-action 'self'; frame-ancestors 'self'")
 """What the page may load: nothing from any other machine."""
+FOREVER = "private, max-age=31536000, immutable"
 
 
 def page_routes() -> list[Route]:
     return [
-        Route("GET", "/hotlora/", lambda call: _file(call, WEB / "index.html"), "The page.", answer="text/html"),
+        Route("GET", "/hotlora/", _page, "The page.", answer="text/html"),
         Route("GET", "/hotlora", lambda call: Response(308, {"location": "/hotlora/"}, b""), "To the page.", answer="text/html", status=308),
         Route("GET", "/hotlora/web/{rest}", lambda call: _file(call, WEB.joinpath(*_parts(call.path["rest"]))), "A file of the page.",
               answer="text/javascript", errors=(404,)),
     ]
 
 
+def _page(call: Call) -> Response:
+    """index.html, in which the addresses of the page's files have a version: a browser keeps each file until there is a new one."""
+    html = (WEB / "index.html").read_bytes().replace(b'"web/', f'"web/{_version()}/'.encode())
+    return with_etag(call, html, KINDS[".html"], {"content-security-policy": RULES})
+
+
+def _version() -> str:
+    """Changes with every file of the page."""
+    found = sorted((str(path.relative_to(WEB)), path.stat().st_mtime_ns, path.stat().st_size) for path in WEB.rglob("*") if path.suffix in KINDS)
+    return "~" + hashlib.blake2b(repr(found).encode(), digest_size=6).hexdigest()
+
+
 def _parts(name: str) -> list[str]:
     parts = name.split("/")
+    if parts[0].startswith("~"):
+        parts = parts[1:]
     if any(part in ("", ".", "..") or "\\" in part or ":" in part or "\0" in part for part in parts):
         raise ApiError(404, "there is no such file of the page")
     return parts
 
 
 def _file(call: Call, path: Path) -> Response:
+    """A file of the page, for good where its address has a version: the next version has another one."""
     if path.suffix not in KINDS or not path.is_file() or not path.resolve().is_relative_to(WEB):
         raise ApiError(404, "there is no such file of the page")
-    data = path.read_bytes()
-    return with_etag(call, data, KINDS[path.suffix], {"content-security-policy": RULES} if path.suffix == ".html" else {})
+    cache = FOREVER if call.path["rest"].startswith("~") else "no-cache"
+    return with_etag(call, path.read_bytes(), KINDS[path.suffix], {"content-security-policy": RULES} if path.suffix == ".html" else {}, cache)
 
 
 def with_etag(call: Call, data: bytes, kind: str, headers: dict[str, str] | None = None, cache: str = "no-cache") -> Response:

@@ -23,6 +23,7 @@ export default {
 
   "error.offline": "The server does not answer; check that it is running, then try again",
   "error.notJson": ({ status }) => `The server gave an answer that is not HotLoRA's (status ${status}); load the page again`,
+  "error.part": "This part of the page did not come from the server; check that it is running. What you typed is kept.",
   "error.page": "This part of the page failed. What you typed is kept.",
 
   "time.hours": ({ hours, minutes }) => `${hours} h ${minutes} min`,
@@ -73,6 +74,9 @@ export default {
   "plan.pictures": ({ n, shown }) => `${shown} ${s(n, "picture", "pictures")}`,
   "plan.steps": ({ n, shown }) => `${shown} ${s(n, "step", "steps")}`,
   "plan.time": ({ time }) => `about ${time}`,
+  "plan.memory": ({ used, total }) => `about ${used} of ${total} GB`,
+  "plan.memoryAlone": ({ used }) => `about ${used} GB`,
+  "plan.ofBase": ({ list }) => `this base has settings of its own: ${list}`,
   "plan.previews": ({ n }) => `a preview every ${s(n, "step", `${n} steps`)}`,
   "plan.noPreviews": "no previews",
   "plan.saves": ({ n }) => `saved every ${s(n, "step", `${n} steps`)}`,

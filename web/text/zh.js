@@ -21,6 +21,7 @@ export default {
 
   "error.offline": "服务器没有响应；请确认它正在运行，然后重试",
   "error.notJson": ({ status }) => `服务器的回答不是 HotLoRA 的格式（状态码 ${status}）；请刷新页面`,
+  "error.part": "没能从服务器取得页面的这一部分；请检查服务器是否在运行。你输入的内容都已保留。",
   "error.page": "页面的这一部分出错了。你输入的内容都已保留。",
 
   "time.hours": ({ hours, minutes }) => `${hours} 小时 ${minutes} 分钟`,
@@ -71,6 +72,9 @@ export default {
   "plan.pictures": ({ shown }) => `${shown} 张图片`,
   "plan.steps": ({ shown }) => `${shown} 步`,
   "plan.time": ({ time }) => `大约 ${time}`,
+  "plan.memory": ({ used, total }) => `内存约 ${used} / ${total} GB`,
+  "plan.memoryAlone": ({ used }) => `内存约 ${used} GB`,
+  "plan.ofBase": ({ list }) => `这个底模有自己的设置：${list}`,
   "plan.previews": ({ n }) => `每 ${n} 步画一次预览`,
   "plan.noPreviews": "不画预览",
   "plan.saves": ({ n }) => `每 ${n} 步保存一次`,

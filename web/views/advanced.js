@@ -70,7 +70,7 @@ function SettingRow({ setting, value, told }) {
     <div class="setting-name"><label for=${id}>${label}</label>
       ${changed && html`<button type="button" class="link" aria-label=${t("advanced.resetOne", { name: label })} onClick=${() => changeMore(setting.name, undefined)}>
         <${Icon} name="undo" />${t("advanced.reset")}</button>`}</div>
-    <div class="setting-value"><${Control} id=${id} setting=${setting} value=${value} placeholder=${placeholder(setting, told)} />
+    <div class="setting-value"><${Control} id=${id} setting=${setting} value=${value} filled=${told?.filled?.[setting.name]} placeholder=${placeholder(setting, told)} />
       ${setting.unit && html`<span class="unit">${settingUnit(setting)}</span>`}</div>
     <p class="hint" id=${`${id}-hint`} title=${setting.name}>${settingHelp(setting)}</p>
   </div>`;
@@ -78,19 +78,22 @@ function SettingRow({ setting, value, told }) {
 
 // What counts while the field is empty.
 function placeholder(setting, told) {
-  const value = { lora_rank: told?.lora_rank, learning_rate: told?.learning_rate, steps: told?.steps, ...(told ? spread({}, told.steps) : {}) }[setting.name] ?? setting.default;
+  const value = { steps: told?.steps, ...(told ? spread({}, told.steps) : {}), ...told?.filled }[setting.name] ?? setting.default;
   if (value === null || value === undefined || value === "") return t("advanced.auto");
   return typeof value === "object" ? (Array.isArray(value) ? value.join("\n") : JSON.stringify(value)) : String(value);
 }
 
-function Control({ id, setting, value, placeholder: shown }) {
+function Control({ id, setting, value, filled, placeholder: shown }) {
   const describedBy = `${id}-hint`;
-  const set = (next) => changeMore(setting.name, next === undefined || (same(setting, next) && !["lora_rank", "learning_rate", "steps"].includes(setting.name)) ? undefined : next);
+  // the default is no change, but where the preset says something else the default is one
+  const isStandard = (next) => (filled === undefined ? same(setting, next) && !["lora_rank", "learning_rate", "steps"].includes(setting.name) : filled === next);
+  const set = (next) => changeMore(setting.name, next === undefined || isStandard(next) ? undefined : next);
+  const standard = filled ?? setting.default;
   if (setting.kind === "bool") {
-    return html`<input id=${id} type="checkbox" class="switch" aria-describedby=${describedBy} checked=${value ?? setting.default} onChange=${(event) => set(event.target.checked)} />`;
+    return html`<input id=${id} type="checkbox" class="switch" aria-describedby=${describedBy} checked=${value ?? standard} onChange=${(event) => set(event.target.checked)} />`;
   }
   if (setting.choices?.length) {
-    return html`<select id=${id} aria-describedby=${describedBy} value=${value ?? setting.default} onChange=${(event) => set(event.target.value)}>
+    return html`<select id=${id} aria-describedby=${describedBy} value=${value ?? standard} onChange=${(event) => set(event.target.value)}>
       ${setting.choices.map((one) => html`<option value=${one}>${one}</option>`)}</select>`;
   }
   if (setting.kind === "list[str]" && !setting.words) {

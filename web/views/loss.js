@@ -1,19 +1,24 @@
 // The loss of one or more runs over their steps, smoothed; a zoom stays while data arrives.
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import uPlot from "../vendor/uplot.mjs";
 import { html } from "../store.js";
 import { curveOf, loadCurve, onCurves, smooth } from "../curves.js";
+import { addStyle } from "../lazy.js";
 import { t } from "../i18n.js";
 
 const KEPT = "hotlora.smoothing";
 const STEPS = [1, 2, 5].flatMap((n) => [1, 10, 100, 1e3, 1e4, 1e5, 1e6].map((tens) => n * tens)).sort((a, b) => a - b);   // no half steps
 const COLOURS = ["--curve-1", "--curve-2"];
 
+let uPlot = null;
+const loadPlot = async () => { uPlot = (await import("../vendor/uplot.mjs")).default; };
+addStyle(new URL("../vendor/uplot.css", import.meta.url).href);
+
 // `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too.
 export function LossChart({ runs, height = 190 }) {
   const box = useRef(null);
   const [amount, setAmount] = useState(readAmount);
   const [zoomed, setZoomed] = useState(false);
+  const [drawable, setDrawable] = useState(uPlot !== null);
   const chart = useRef(null);
   const ids = runs.map((run) => run.id).join();
   const smoothing = useRef(amount);
@@ -24,6 +29,11 @@ export function LossChart({ runs, height = 190 }) {
   }, [ids]);
 
   useEffect(() => {
+    if (!drawable) loadPlot().then(() => setDrawable(true), () => {});   // the numbers are on the page without it
+  }, []);
+
+  useEffect(() => {
+    if (!drawable) return undefined;
     const element = box.current;
     const draw = () => {
       const data = dataOf(runs, smoothing.current);
@@ -52,7 +62,7 @@ export function LossChart({ runs, height = 190 }) {
       chart.current?.plot.destroy();
       chart.current = null;
     };
-  }, [ids, height, amount]);
+  }, [ids, height, amount, drawable]);
 
   const changed = (event) => {
     const value = Number(event.target.value);

@@ -102,6 +102,16 @@ export function Empty({ icon, title, children }) {
   return html`<div class="empty"><${Icon} name=${icon} /><h2>${title}</h2>${children}</div>`;
 }
 
+// One of a few, as a row of buttons; `clearable` when none is an answer too.
+export function Choice({ legend, name, value, options, hint, onChange, clearable }) {
+  return html`<fieldset class="choice"><legend>${legend}</legend>
+    <div class="segments">${options.map(([key, label]) => html`<label class=${value === key ? "on" : ""}>
+      <input type="radio" name=${`hl-${name}`} value=${key} checked=${value === key} onChange=${() => onChange(key)}
+        onClick=${() => clearable && value === key && onChange("")} /><span>${label}</span></label>`)}</div>
+    ${hint && html`<p class="hint">${hint}</p>`}
+  </fieldset>`;
+}
+
 // A value that follows another one only when that has been still for a moment.
 export function useSettled(value, wait = 300) {
   const [settled, setSettled] = useState(value);

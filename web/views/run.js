@@ -3,13 +3,12 @@ import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, toast, useStore } from "../store.js";
 import { jobPath, post } from "../api.js";
 import { duration, number, said, t, when } from "../i18n.js";
-import { ACTIVE, ENDED, loadJob, loadLog, takeJob } from "../live.js";
+import { ACTIVE, currentJob, ENDED, loadJob, loadLog, takeJob } from "../live.js";
 import { isComfy, isWebui, promptOf, tryIt } from "../host.js";
 import { askToNotify, canAskToNotify } from "../notify.js";
 import { Action, Badge, Empty, Icon, Problem, Progress, progressText } from "./parts.js";
 import { LossChart } from "./loss.js";
 import { Previews } from "./previews.js";
-import { currentJob } from "./train.js";
 
 export function RunScreen({ rest }) {
   const current = useStore(currentJob);

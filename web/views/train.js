@@ -3,13 +3,14 @@ import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, useStore } from "../store.js";
 import { post } from "../api.js";
 import { changeForm, changeMore, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
-import { duration, number, said, t } from "../i18n.js";
-import { activeJob, takeJob } from "../live.js";
-import { Action, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
+import { duration, number, said, settingName, t } from "../i18n.js";
+import { lazy } from "../lazy.js";
+import { activeJob, currentJob, takeJob } from "../live.js";
+import { Action, Choice, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
 import { Pictures } from "./pictures.js";
-import { Advanced } from "./advanced.js";
-import { RunPanel } from "./run.js";
 
+const Advanced = lazy(() => import("./advanced.js"), "Advanced", () => html`<details class="advanced"><summary>${t("advanced.title")}</summary></details>`);
+const RunPanel = lazy(() => import("./run.js"), "RunPanel");
 const PRESETS = ["quick", "balanced", "thorough"];
 
 export function TrainScreen() {
@@ -18,11 +19,6 @@ export function TrainScreen() {
     <section class="card form" aria-labelledby="hl-train-title"><h1 id="hl-train-title">${t("train.title")}</h1><${TrainForm} /></section>
     <section class="card" aria-label=${t("nav.run")}>${shown ? html`<${RunPanel} id=${shown} key=${shown} />` : html`<${Nothing} />`}</section>
   </div>`;
-}
-
-// What runs, or else what ran last.
-export function currentJob(state) {
-  return (activeJob(state) ?? state.jobs?.find((job) => job.status !== "cancelled"))?.id ?? null;
 }
 
 function Nothing() {
@@ -131,7 +127,7 @@ function Told({ form, plan }) {
   const { told } = plan;
   const settings = spread(settingsOf(form), told.steps);
   return html`<div class="told" role="status">
-    <p><strong>${planSentence(told)}</strong><span>${moreOf(settings)}</span></p>
+    <p><strong>${planSentence(told)}</strong><span>${moreOf(settings)}</span>${ofBase(told) && html`<span>${ofBase(told)}</span>`}</p>
     ${(told.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
   </div>`;
 }
@@ -139,7 +135,17 @@ function Told({ form, plan }) {
 export function planSentence(told) {
   const parts = [t("plan.pictures", { n: told.pictures, shown: number(told.pictures) }), t("plan.steps", { n: told.steps, shown: number(told.steps) })];
   if (told.seconds != null) parts.push(t("plan.time", { time: duration(told.seconds) }));
+  if (told.memory) parts.push(told.memory_total ? t("plan.memory", { used: gigabytes(told.memory), total: gigabytes(told.memory_total) }) : t("plan.memoryAlone", { used: gigabytes(told.memory) }));
   return parts.join(t("comma"));
+}
+
+const gigabytes = (bytes) => (bytes / 1e9).toFixed(bytes >= 20e9 ? 0 : 1);
+
+// A base that needs other settings than most has presets of its own: what those set besides the usual.
+function ofBase({ filled = {} }) {
+  const unusual = Object.entries(filled).filter(([name]) => !["lora_rank", "learning_rate"].includes(name));
+  if (!unusual.length) return "";
+  return t("plan.ofBase", { list: unusual.map(([name, value]) => `${settingName({ name })} ${value}`).join(t("comma")) });
 }
 
 function moreOf({ preview_steps, save_steps }) {
@@ -157,13 +163,4 @@ function fieldOf(error) {
   if (setting === "name" || setting === "trigger") return setting;
   if (setting === "train_data_dir" || /\bfolder\b|\bgallery\b/i.test(error.message)) return "folder";
   return null;
-}
-
-export function Choice({ legend, name, value, options, hint, onChange, clearable }) {
-  return html`<fieldset class="choice"><legend>${legend}</legend>
-    <div class="segments">${options.map(([key, label]) => html`<label class=${value === key ? "on" : ""}>
-      <input type="radio" name=${`hl-${name}`} value=${key} checked=${value === key} onChange=${() => onChange(key)}
-        onClick=${() => clearable && value === key && onChange("")} /><span>${label}</span></label>`)}</div>
-    ${hint && html`<p class="hint">${hint}</p>`}
-  </fieldset>`;
 }

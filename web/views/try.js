@@ -5,10 +5,9 @@ import { fromServer, get, post } from "../api.js";
 import { number, said, t, when } from "../i18n.js";
 import { promptOf } from "../host.js";
 import { refreshLoras, takeDrawing } from "../live.js";
-import { Action, Empty, Field, Problem } from "./parts.js";
+import { Action, Choice, Empty, Field, Problem } from "./parts.js";
 import { PictureGrid } from "./picture_grid.js";
 import { TryButton } from "./run.js";
-import { Choice } from "./train.js";
 
 const KEPT = "hotlora.try";
 const EMPTY = { lora: "", step: "", weight: 0.8, prompt: null, negative: "", seed: "1", steps: "25", how: "pair" };
