@@ -4,6 +4,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, Protocol, TypeVar
 
+import torch
+
 from .backend import Backend
 from .config import TrainConfig
 
@@ -28,6 +30,12 @@ class Host(Protocol):
 
     def bases(self) -> list[str]:
         """What `base_model` may be; empty when the host decides by itself."""
+
+    def family(self, base_model: str) -> str | None:
+        """Of one of `bases`, or of what is loaded; told without loading anything, and None where that cannot be done."""
+
+    def device(self) -> torch.device:
+        """What computes a training."""
 
     def can_train(self) -> str:
         """Why nothing can be trained at the moment, as one sentence; empty when it can."""

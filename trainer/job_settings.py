@@ -11,7 +11,8 @@ from .estimate import duration
 from .gallery_files import existing_folder, folder_repeats, list_files
 from .host import Host
 from .names import safe_name
-from .presets import apply_preset
+from .needs import needs_of
+from .presets import apply_preset, preset_of
 from .samples import default_steps
 from .settings import unknown_key
 
@@ -67,8 +68,14 @@ def with_preset(config: TrainConfig, given: dict[str, Any], preset: str | None, 
     if preset is None:
         return config
     values = {key: getattr(config, key) for key, value in given.items() if key in SETTINGS and value is not None}
-    filled = apply_preset(values, preset, pictures)
-    return replace(config, **{key: filled[key] for key in ("lora_rank", "learning_rate", "steps") if filled.get(key) is not None})
+    filled = apply_preset(values, preset, pictures, config.base_model)
+    return replace(config, **{key: filled[key] for key in (*preset_of(preset, config.base_model), "steps") if filled.get(key) is not None})
+
+
+def filled_by(config: TrainConfig, given: dict[str, Any], preset: str | None) -> dict[str, Any]:
+    """What the preset has set where the page said nothing, by name."""
+    chosen = {} if preset is None else preset_of(preset, config.base_model)
+    return {name: value for name, value in chosen.items() if name != "steps" and given.get(name) is None}
 
 
 def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
@@ -85,14 +92,25 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     config = with_preset(config, settings, preset, len(files.pictures))
     group = config.batch_size * config.gradient_accumulation_steps
     steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(files.pictures), group))
-    seconds = None if seconds_per_picture is None else steps * group * seconds_per_picture
-    parts = [_count(len(files.pictures), "picture"), _count(steps, "step")] + ([f"about {duration(seconds)}"] if seconds is not None else [])
+    needs = needs_of(config, host.family(config.base_model), host.device())
+    each = seconds_per_picture if seconds_per_picture is not None else needs and needs.seconds_per_picture
+    seconds = None if each is None else steps * group * each
+    parts = [_count(len(files.pictures), "picture"), _count(steps, "step")]
+    parts += [f"about {duration(seconds)}"] if seconds is not None else []
+    parts += [f"about {gigabytes(needs.bytes)}" + (f" of {gigabytes(needs.total)}" if needs.total else "") + " GB"] if needs else []
     reason = host.can_train()
     if not files.pictures:
         warnings.insert(0, f"{root} has no pictures; add some first")
-    return {"pictures": len(files.pictures), "steps": steps, "seconds": seconds, "sentence": ", ".join(parts), "name": name_of(config),
-            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "warnings": warnings,
+    return {"pictures": len(files.pictures), "steps": steps, "seconds": seconds, "measured": seconds_per_picture is not None,
+            "memory": needs.bytes if needs else None, "memory_total": needs.total if needs else None, "sentence": ", ".join(parts), "name": name_of(config),
+            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(config, settings, preset),
+            "warnings": warnings,
             "can_train": not reason and bool(files.pictures), "reason": reason}
+
+
+def gigabytes(size: float) -> str:
+    """In GB with one digit after the point; of more than 20 none."""
+    return f"{size / 1e9:.0f}" if size >= 20e9 else f"{size / 1e9:.1f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, TypeVar
 import comfy.model_management as mm
 import execution
 import folder_paths
+import torch
 from comfy.cli_args import args
 from server import PromptServer
 
@@ -20,6 +21,7 @@ from ..api.guard import loopback_names
 from ..backend import Backend, BaseChanged
 from ..config import TrainConfig
 from ..jobs import JobQueue
+from ..needs import family_of_file
 
 T = TypeVar("T")
 LOOK = 0.05
@@ -155,6 +157,14 @@ class ComfyHost:
 
     def bases(self) -> list[str]:
         return folder_paths.get_filename_list("checkpoints")
+
+    def family(self, base_model: str) -> str | None:
+        if self._base and self._base["name"] == base_model:
+            return self._base["family"]
+        return family_of_file(folder_paths.get_full_path("checkpoints", base_model))
+
+    def device(self) -> torch.device:
+        return torch.device(mm.get_torch_device())
 
     def can_train(self) -> str:
         return "" if self.bases() else "ComfyUI has no checkpoint; put one into models/checkpoints, then load this page again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import shutil
 import socket
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -30,6 +31,11 @@ class Server(ThreadingHTTPServer):
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"the address {listen}:{port} cannot be listened on ({reason}); choose another --port") from error
+
+    def handle_error(self, request, client_address) -> None:
+        """A browser that leaves in the middle is no fault."""
+        if not isinstance(sys.exc_info()[1], GONE):
+            log.exception("the request of %s failed", client_address[0])
 
     @property
     def url(self) -> str:

@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Iterator, TypeVar
 
+import torch
+
 from ..backend import Backend
 from ..config import TrainConfig
-from .standalone import StandaloneBackend, load_base
+from ..needs import family_of_file
+from .standalone import StandaloneBackend, load_base, pick_device
 
 T = TypeVar("T")
 
@@ -63,7 +66,7 @@ class StandaloneHost:
     name = "standalone"
 
     def __init__(self, home: Path, bases: list[str], device: str = "auto", gallery_roots: list[Path] | None = None) -> None:
-        self.home, self.device, self.gallery_roots = home.resolve(), device, gallery_roots
+        self.home, self._device, self.gallery_roots = home.resolve(), device, gallery_roots
         self._paths = {_name(path): path for path in bases}
         self._loaded: tuple[str, SharedBackend] | None = None
         self._users, self._loading = 0, threading.Lock()
@@ -77,6 +80,15 @@ class StandaloneHost:
 
     def bases(self) -> list[str]:
         return list(self._paths)
+
+    def family(self, base_model: str) -> str | None:
+        loaded = self._loaded
+        if loaded and loaded[0] == base_model:
+            return loaded[1].family
+        return "demo" if base_model == "demo" else family_of_file(self._paths.get(base_model))
+
+    def device(self) -> torch.device:
+        return pick_device(self._device)
 
     def can_train(self) -> str:
         return ""
@@ -100,7 +112,7 @@ class StandaloneHost:
                 raise ValueError(f"the base {self._loaded[0]} is in use, and two do not fit into the memory; use it, or wait until it is free")
             self._loaded = None
             gc.collect()
-            self._loaded = name, SharedBackend(load_base(self._paths[name], self.device))
+            self._loaded = name, SharedBackend(load_base(self._paths[name], self._device))
         return self._loaded[1]
 
     def lora_written(self, name: str, path: Path) -> None:

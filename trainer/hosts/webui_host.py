@@ -4,7 +4,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, TypeVar
 
-from modules import sd_models, shared
+import torch
+from modules import devices, sd_models, shared
 from modules.paths_internal import data_path
 
 from . import webui_loras
@@ -46,6 +47,12 @@ class WebuiHost:
 
     def bases(self) -> list[str]:
         return []
+
+    def family(self, base_model: str) -> str | None:
+        return (self.base() or {}).get("family")
+
+    def device(self) -> torch.device:
+        return torch.device(devices.device)
 
     def can_train(self) -> str:
         model = sd_models.model_data.sd_model
