@@ -140,6 +140,11 @@ class TrainConfig:
     min_timestep: int = setting(0, minimum=0, maximum=999, help="Lowest noise level to train, of 1000 levels; 0 is nearly clean.")
     max_timestep: int = setting(1000, minimum=1, maximum=1000, help="Noise levels below this are trained, of 1000 levels.")
 
+    # When to stop
+    validation: bool = setting(False, help=(
+        "From 12 pictures on, hold a tenth of them back and measure on them what is learned; the LoRA of the best step becomes the result."))
+    early_stop: bool = setting(True, help="With validation: end the run when the held-out pictures have got no better for a while.")
+
     # Output
     output_dir: str = setting("output", pattern=PATH, form="a path", help=(
         "Folder for the LoRA, the saved states, the previews and the logs."))

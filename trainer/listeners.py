@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .session import Listener, Outcome, Session, StepReport
+from .validate import Measurement
 from .. import __version__
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ class TensorBoard(Listener):
                             ("images_per_second", report.samples / max(report.seconds, 1e-9)), ("peak_memory_GB", peak_memory(session) / 1e9)):
             self.writer.add_scalar(name, value, report.step)
 
+    def validated(self, session: Session, measurement: Measurement) -> None:
+        if measurement.held_out is not None:
+            self.writer.add_scalar("held_out_loss", measurement.held_out, measurement.step)
+        self.writer.add_scalar("prior_drift", measurement.drift, measurement.step)
+
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None:
         for number, picture in enumerate(pictures):
             self.writer.add_image(f"preview/{number}", np.asarray(picture), step, dataformats="HWC")
@@ -100,6 +106,10 @@ class RunLog(Listener):
 
     def saved(self, session: Session, lora: Path) -> None:
         self._write(f"saved {lora}")
+
+    def validated(self, session: Session, measurement: Measurement) -> None:
+        held_out = "nothing held out" if measurement.held_out is None else f"held-out loss {measurement.held_out:+.4f} of the base's"
+        self._write(f"step {measurement.step} {held_out}, prior drift {measurement.drift:.4f}")
 
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None:
         self._write(f"drew {len(pictures)} previews at step {step}: {prompts}")

@@ -176,6 +176,15 @@ class Objective:
         signal_B111, noise_B111 = self._rates(t_B, z0_BCHW.device)
         return signal_B111 * noise_BCHW - noise_B111 * z0_BCHW
 
+    def clean(self, z_t_BCHW: Tensor, out_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """The clean latents that a prediction means: `target` solved for z0. eps has no answer in pure noise."""
+        signal_B111, noise_B111 = self._rates(t_B, z_t_BCHW.device)
+        if self.prediction.kind == "eps":
+            return (z_t_BCHW - noise_B111 * out_BCHW) / signal_B111
+        if self.prediction.kind == "flow":
+            return z_t_BCHW - noise_B111 * out_BCHW
+        return signal_B111 * z_t_BCHW - noise_B111 * out_BCHW
+
     def weight(self, t_B: Tensor) -> Tensor:
         """Weight of each sample's loss, float32 `(B,)`: debiased, else min-SNR, else 1; always 1 for flow."""
         kind, gamma = self.prediction.kind, self.config.min_snr_gamma

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The embedded base is some 200 times smaller than Stable Diffusion and learns nothing that can be seen from what suits that one.
 _DEMO = {"lora_rank": 32, "learning_rate": 2e-3, "lr_scheduler": "cosine", "min_snr_gamma": 0.0, "batch_size": 4}
 OF_BASE: dict[str, dict[str, dict[str, Any]]] = {
-    "demo": {"quick": {**_DEMO, "steps": 1.25}, "balanced": {**_DEMO, "steps": 2.5}, "thorough": {**_DEMO, "steps": 5.0}},
+    "demo": {"quick": {**_DEMO, "steps": 2.0}, "balanced": {**_DEMO, "steps": 5.0}, "thorough": {**_DEMO, "steps": 10.0}},
 }
 """Presets of a base that needs its own."""
 

@@ -14,13 +14,13 @@ from .captions.at_start import caption_before_training
 from .config import TrainConfig
 from .dataset import Dataset
 from .gallery import Gallery, read_gallery
-from .gallery_files import relative_name
 from .lora_file import load_lora, to_layers
 from .names import check_name, safe_name
 from .output_files import OutputError
 from .samples import default_steps
 from .session import Listener, Session
 from .turns import Turn
+from .validate import choose_held_out
 
 log = logging.getLogger(__name__)
 
@@ -35,30 +35,21 @@ class Material:
     prior: Gallery | None
 
 
-def read_material(config: TrainConfig, make_captions: bool = True, model_folders: tuple[Path, ...] = (Path("models"),), progress=None,
-                  cancelled=lambda: False) -> Material:
-    """Read the galleries and settle the name; captions that are missing are made first, with a model from the host's `model_folders`.
+def read_material(config: TrainConfig, make_captions: bool = True, model_folders: tuple[Path, ...] = (Path("models"),), device: str | None = None,
+                  progress=None, cancelled=lambda: False) -> Material:
+    """Read the galleries and settle the name; captions that are missing are made first, on `device` with a model from the host's `model_folders`.
 
     ValueError for a folder without a readable picture, a captioning model that cannot be used, or a bad name.
     """
     if make_captions:
-        caption_before_training(config, model_folders, progress, cancelled)
+        caption_before_training(config, model_folders, device, progress, cancelled)
     gallery = read_gallery(config.train_data_dir, metadata_path=config.metadata_path, trigger=config.trigger, repeats=config.repeats,
-                           masks=config.masks, max_megapixels=config.max_megapixels)
-    _leave_out(gallery, config.leave_out)
+                           masks=config.masks, max_megapixels=config.max_megapixels, leave_out=config.leave_out)
     prior = None
     if config.reg_data_dir:
         prior = read_gallery(config.reg_data_dir, masks=config.masks, max_megapixels=config.max_megapixels, is_prior=True)
     name = check_name(config.name) if config.name else safe_name(Path(config.train_data_dir).resolve().name)
     return Material(config, name, gallery, prior)
-
-
-def _leave_out(gallery: Gallery, names: list[str]) -> None:
-    wanted = set(names)
-    kept = [example for example in gallery.examples if relative_name(example.path, gallery.root) not in wanted]
-    if not kept:
-        raise ValueError(f"leave_out names all {len(gallery.examples)} pictures of {gallery.root}; take some out of it")
-    gallery.examples = kept
 
 
 def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:
@@ -85,7 +76,9 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     """Encode the gallery and put the session together. OutputError when the output folder cannot be written to."""
     config = material.config
     adapter = make_adapter(config, backend)
-    dataset = Dataset(config, backend, material.gallery, material.prior)
+    cache = Path(config.cache_dir or Path(config.output_dir) / "cache")
+    held_out = choose_held_out(material.gallery, cache / "looks.npz", config.seed, config.max_megapixels) if config.validation else []
+    dataset = Dataset(config, backend, material.gallery, material.prior, held_out)
     check_writable("output_dir", Path(config.output_dir))
     if config.lora_dir:
         check_writable("lora_dir", Path(config.lora_dir))

@@ -1,6 +1,7 @@
 """One training run. It can be stopped, saved, read back and continued, and it never owns the base that it trains against."""
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -28,6 +29,7 @@ from .precision import Precision, gradient_norm
 from .randomness import global_seed, hashed_seed, uniform
 from .state import load_newest_state, remove_states, save_state, step_stem
 from .turns import Turn
+from .validate import Measurement, Progress, Validation
 
 log = logging.getLogger(__name__)
 STATE_SHARE = 50
@@ -69,6 +71,7 @@ class Listener:
     def started(self, session: Session) -> None: ...
     def stepped(self, session: Session, report: StepReport) -> None: ...
     def saved(self, session: Session, lora: Path) -> None: ...
+    def validated(self, session: Session, measurement: Measurement) -> None: ...
     def drew(self, session: Session, step: int, prompts: list[str], pictures: list) -> None: ...
     def paused(self, session: Session, is_paused: bool) -> None: ...
     def lightened(self, session: Session, rung: str) -> None: ...
@@ -101,6 +104,8 @@ class Session:
         self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
         self.started_at = time.time()
         self.plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
+        self.validation = Validation(config, backend, dataset, self.objective, self.precision.autocast) if config.validation else None
+        self.progress, self.best = Progress(), {}
         self.commands, self._stop_reason = Commands(), ""
         self._state_written, self._state_pause = time.monotonic(), 0.0
 
@@ -130,8 +135,9 @@ class Session:
         self._tell("started")
         try:
             with Turn(self.backend, self._borrowed) as turn:
-                while self.step < self.total_steps and not self._asked_to_stop():
+                while not (self.is_done or self._asked_to_stop()):
                     self._tell("stepped", self.train_step())
+                    self._validate(turn)
                     self._save_and_draw(self._due(self.config.save_steps) and self.step < self.total_steps, self._due(self.config.preview_steps))
                     self._wait_while_paused(turn)
                     turn.give_way()
@@ -158,6 +164,26 @@ class Session:
             self._save_state()
         if draw | Commands.take(self.commands.preview):
             self.draw_previews()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are done, or more of them would do no good."""
+        return self.step >= self.total_steps or (self.config.early_stop and self.validation is not None and self.progress.is_over(self.total_steps))
+
+    def _validate(self, turn: Turn) -> None:
+        """Measure when it is due, and remember the weights if they are the best so far."""
+        if self.validation is None or not (self.step >= self.total_steps or self._due(self.validation.interval(self.total_steps))):
+            return
+
+        def measure() -> Measurement:
+            with self._final_weights():
+                return self.validation.measure(self.adapter, self.step, turn.give_way)
+
+        measurement = attempt(self.plan, measure, tell=lambda rung: self._tell("lightened", rung))
+        if self.progress.add(measurement) and measurement.held_out is not None:
+            with self._final_weights():
+                self.best = {key: x.detach().cpu().clone() for key, x in self.adapter.state_dict().items()}
+        self._tell("validated", measurement)
 
     def _state_is_old(self) -> bool:
         return bool(self.config.state_minutes) and time.monotonic() - self._state_written > max(60 * self.config.state_minutes, self._state_pause)
@@ -258,21 +284,40 @@ class Session:
     def save_lora(self, stem: str) -> Path:
         """Write the adapter as `stem.safetensors` in the chosen form; every key is checked against the base's layers."""
         with self._final_weights():
-            weights = to_file_weights(self.adapter.weights(), self.backend.lora_key)
-            path = self.lora_folder / f"{stem}.safetensors"
-            if self.config.save_format in ("kohya", "both"):
-                save_lora(path, weights, self.metadata(stem), self.config.save_dtype)
-                written, _ = load_lora(path)
-                placed = written if self._stop_reason else to_layers(written, self.backend.lora_key, self.backend.components())
-                assert self._stop_reason or placed.keys() == self.adapter.layers.keys(), "a key of the written file does not lead back to its layer"
-            if self.config.save_format in ("peft", "both"):
-                peft = self.lora_folder / f"{stem}-peft" / "pytorch_lora_weights.safetensors"
-                write_safetensors(peft, to_peft(weights, DTYPES[self.config.save_dtype]), {"format": "pt", **self.metadata(stem)})
-                path = path if self.config.save_format == "both" else peft
+            return self._write_lora(stem)
+
+    def _write_lora(self, stem: str) -> Path:
+        """Of the weights that the adapter has at the moment."""
+        weights = to_file_weights(self.adapter.weights(), self.backend.lora_key)
+        path = self.lora_folder / f"{stem}.safetensors"
+        if self.config.save_format in ("kohya", "both"):
+            save_lora(path, weights, self.metadata(stem), self.config.save_dtype)
+            written, _ = load_lora(path)
+            placed = written if self._stop_reason else to_layers(written, self.backend.lora_key, self.backend.components())
+            assert self._stop_reason or placed.keys() == self.adapter.layers.keys(), "a key of the written file does not lead back to its layer"
+        if self.config.save_format in ("peft", "both"):
+            peft = self.lora_folder / f"{stem}-peft" / "pytorch_lora_weights.safetensors"
+            write_safetensors(peft, to_peft(weights, DTYPES[self.config.save_dtype]), {"format": "pt", **self.metadata(stem)})
+            path = path if self.config.save_format == "both" else peft
         return path
 
+    def _save_result(self) -> Path:
+        """The final file holds the best step; if that is not the last one, the last one is `name-last`."""
+        if not self.best or self.progress.best == self.step:
+            return self.save_lora(self.name)
+        self._tell("saved", self.save_lora(f"{self.name}-last"))
+        last, step = {key: x.clone() for key, x in self.adapter.state_dict().items()}, self.step
+        try:
+            self.adapter.load_state_dict(self.best)
+            self.step = self.progress.best
+            return self._write_lora(self.name)
+        finally:
+            self.adapter.load_state_dict(last)
+            self.step = step
+
     def metadata(self, stem: str) -> dict[str, str]:
-        return build_metadata(
+        measured = {"hotlora_validation": json.dumps(self.progress.state_dict())} if self.progress.measurements else {}
+        return measured | build_metadata(
             self.config, name=stem, family=self.backend.family, base_hash=self.backend.base_hash, base_name=self.backend.name,
             trigger=self.config.trigger, tag_counts=self.dataset.tag_counts(), steps=self.step,
             epochs=self.step // self.dataset.order.steps_per_epoch, pictures=len(self.dataset.examples),
@@ -313,7 +358,8 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         return {"adapter": self.adapter.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "precision": self.precision.state_dict(), "ema": self.ema.state_dict() if self.ema else {}, "elapsed": self.elapsed,
-                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "started_at": self.started_at}
+                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "started_at": self.started_at,
+                "validation": {**self.progress.state_dict(), "weights": self.best}}
 
     def resume(self) -> list[str]:
         """Go on from the newest readable state in the output folder. Returns what differs from the run that wrote it.
@@ -334,6 +380,9 @@ class Session:
         self.precision.load_state_dict(state["precision"])
         if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])
+        if state.get("validation"):
+            self.progress.load_state_dict(state["validation"])
+            self.best = state["validation"]["weights"]
         self.step, self.elapsed, self.started_at = state["step"], state["elapsed"], state["started_at"]
         return changed
 
@@ -357,11 +406,12 @@ class Session:
         return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in saved.items()}
 
     def _finish(self) -> Outcome:
-        done = self.step >= self.total_steps
-        lora = self.save_lora(self.name)
+        done = self.is_done
+        lora = self._save_result()
         if done:
             remove_states(self.folder, self.name)
-            message = f"completed {self.step} steps; the LoRA is {lora}"
+            how = f"completed {self.step} steps" if self.step >= self.total_steps else self.progress.why(self.total_steps)
+            message = f"{how}; the LoRA is {lora}"
         else:
             save_state(self.folder, self.name, self.step, self.state_dict())
             message = f"stopped after step {self.step} of {self.total_steps}{self._stop_reason}; what was learned is {lora}; go on with --resume"
@@ -393,7 +443,7 @@ class Session:
             getattr(listener, event)(self, *arguments)
 
 
-_FREE = {"output_dir", "lora_dir", "cache_dir", "save_steps", "state_minutes", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
+_FREE = {"early_stop", "output_dir", "lora_dir", "cache_dir", "save_steps", "state_minutes", "save_dtype", "save_format", "preview_steps", "preview_prompts", "preview_seed",
          "preview_guidance", "tensorboard", "log_every", "name", "device"}
 """Settings that may change in a resumed run without changing its result."""
 

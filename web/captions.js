@@ -135,12 +135,3 @@ export function addTag(caption, tag, atStart) {
 }
 
 export const removeTag = (caption, tag) => tagsOf(caption).filter((one) => one !== tag.trim()).join(", ");
-
-// About as many tokens as CLIP makes of it: a long word is several, and every Chinese character is one or two.
-export function tokens(caption) {
-  let count = 0;
-  for (const [part] of caption.matchAll(/[\u3000-\u9fff\uac00-\ud7af\uff00-\uffef]|[A-Za-z\u00c0-\u024f\u0370-\u04ff]+|\d|[^\s\w]/gu)) {
-    count += part.charCodeAt(0) >= 0x3000 ? 2 : /^\p{L}/u.test(part) ? Math.ceil(part.length / 8) : 1;
-  }
-  return count;
-}

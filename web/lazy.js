@@ -18,7 +18,7 @@ export function lazy(load, name, waiting = () => html`<div class="empty quiet" a
       fetched().then(() => redraw(1), () => setWrong(true));
     }, [wrong]);
     if (view) return html`<${view} ...${properties} />`;
-    // a browser remembers that a module did not come, so only a new page can ask for it again
+    // some browsers remember that a module did not come, so that only a new page can ask for it again
     if (wrong) return html`<div class="problem" role="alert"><p>${t("error.part")}</p><button type="button" class="button" onClick=${() => location.reload()}>${t("again")}</button></div>`;
     return waiting();
   };

@@ -23,6 +23,6 @@ def test_presets_are_ordered_by_length_and_an_unknown_one_is_named():
 
 def test_the_embedded_base_has_presets_of_its_own_and_what_is_given_stays():
     values = apply_preset({"learning_rate": 1e-4}, "balanced", 12, "demo")
-    assert values == {"learning_rate": 1e-4, "lora_rank": 32, "lr_scheduler": "cosine", "min_snr_gamma": 0.0, "batch_size": 4, "steps": 600}
+    assert values == {"learning_rate": 1e-4, "lora_rank": 32, "lr_scheduler": "cosine", "min_snr_gamma": 0.0, "batch_size": 4, "steps": 1200}
     steps = [apply_preset({}, name, 20, "demo")["steps"] for name in PRESETS]
     assert steps == sorted(steps) and len(set(steps)) == len(steps)

@@ -2,13 +2,73 @@
 import re
 from pathlib import Path
 
+from hotlora.tests.trainer.ui_server import UiServer
+
+from .conftest import until
+
 WEB = Path(__file__).resolve().parent.parent.parent / "web"
 
 
-def test_every_module_is_asked_for_at_once():
-    named = set(re.findall(r'rel="modulepreload" href="web/([^"]+)"', (WEB / "index.html").read_text(encoding="utf-8")))
-    modules = {path.relative_to(WEB).as_posix() for pattern in ("*.js", "views/*.js", "text/*.js", "vendor/*.mjs") for path in WEB.glob(pattern)}
-    assert named == modules - {"start.js"}
+def needed_from_the_start() -> set[str]:
+    """app.js and what it imports, directly or not; what is imported by a call comes later."""
+    found, left = set(), ["app.js"]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            imported = re.findall(r'^(?:import|export) [^;]*?from "(\.[^"]+)";', (WEB / name).read_text(encoding="utf-8"), re.MULTILINE)
+            left += [((WEB / name).parent / one).resolve().relative_to(WEB).as_posix() for one in imported]
+    return found
+
+
+def test_what_the_first_screen_needs_is_asked_for_at_once_and_nothing_else():
+    named = re.findall(r'rel="modulepreload" href="web/([^"]+)"', (WEB / "index.html").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted(needed_from_the_start())
+    late = {"vendor/uplot.mjs", "text/zh.js", "views/gallery.js", "views/try.js", "views/runs.js", "views/run.js", "views/advanced.js"}
+    assert not late & set(named)
+
+
+def test_a_browser_keeps_the_files_of_a_version(shared_server, browser):
+    html = shared_server.request("GET", "/hotlora/")[1].decode()
+    versions = set(re.findall(r'(?:src|href)="web/(~\w+)/', html))
+    assert len(versions) == 1 and len(re.findall(r'(?:src|href)="web/', html)) == html.count(f"web/{versions.pop()}/")
+    context = browser.new_context()
+    asked = []
+    context.on("request", lambda request: asked.append(request.url))
+    for _ in range(2):
+        page = context.new_page()
+        page.goto(f"{shared_server.url}/hotlora/")
+        page.locator(".empty h2, .run").first.wait_for()
+        until(page, "performance.getEntriesByType('resource').some((one) => one.name.endsWith('views/try.js'))")
+        # the size of what was transferred is 0 for what the browser had
+        sizes = page.evaluate("performance.getEntriesByType('resource').filter((one) => one.name.includes('/web/')).map((one) => one.transferSize)")
+        page.close()
+    assert sizes and not any(sizes)
+    context.close()
+
+
+def test_screens_that_were_not_opened_yet_come_without_the_server(tmp_path, open_page):
+    with UiServer(tmp_path / "ui") as server:
+        page = open_page(server)
+        until(page, "['gallery', 'run', 'runs', 'try'].every((name) => performance.getEntriesByType('resource').some((one) => one.name.endsWith(`views/${name}.js`) && one.responseEnd))")
+    page.locator(".banner", has_text="The server does not answer").wait_for()
+    for screen, words in (("Try", "No LoRA has been trained here yet"), ("History", "Nothing has been trained yet"), ("Gallery", "Choose a gallery")):
+        page.get_by_role("link", name=screen, exact=True).click()
+        page.locator("main h2", has_text=words).wait_for()
+
+
+def test_a_part_that_does_not_come_is_told_and_the_rest_works(shared_server, open_page):
+    page = open_page(shared_server)
+    page.get_by_label("Name", exact=True).fill("kept")
+    page.route("**/views/try.js", lambda route: route.abort())
+    page.goto(f"{shared_server.url}/hotlora/?again#/try")
+    page.get_by_text("did not come from the server").wait_for()
+    page.get_by_role("link", name="Train", exact=True).click()
+    assert page.get_by_label("Name", exact=True).input_value() == "kept"
+    page.unroute("**/views/try.js")
+    page.goto(f"{shared_server.url}/hotlora/?again#/try")
+    page.reload()
+    page.locator("main h1, main h2").first.wait_for()
 
 
 def test_the_form_is_there_before_the_server_has_said_anything(shared_server, open_page):

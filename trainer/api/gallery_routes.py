@@ -3,8 +3,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..captions.tokens import count_tokens
 from ..galleries import SIZES, describe_gallery, inside, picture_file, thumbnail
-from ..gallery_edit import History, remove, restore, safe_file, upload, write_captions
+from ..gallery_edit import History, leave_out, put_back, remove, restore, safe_file, upload, write_captions
 from ..gallery_files import printable
 from ..names import check_name
 from ..pictures import SUFFIXES
@@ -26,7 +27,7 @@ def _folder(call: Call, folder: str) -> Path:
     return allowed_folder(folder, host.gallery_roots, host.home)
 
 
-def _whole(call: Call, folder: str) -> Path:
+def whole_folder(call: Call, folder: str) -> Path:
     """A folder all of whose content may be used."""
     root = _folder(call, folder)
     check_links(root, call.api.host.gallery_roots, call.api.host.home)
@@ -50,7 +51,7 @@ def make(call: Call) -> dict:
 
 
 def gallery(call: Call) -> dict:
-    root = _whole(call, call.query["folder"])
+    root = whole_folder(call, call.query["folder"])
     call.api.galleries.used(root)
     return describe_gallery(str(root), call.query.get("quick", False), call.query.get("resolution"))
 
@@ -79,10 +80,14 @@ def add(call: Call) -> dict:
 
 
 def captions(call: Call) -> dict:
-    root = _whole(call, call.data["folder"])
+    root = whole_folder(call, call.data["folder"])
     written = write_captions(call.api.host.home, root, call.data["captions"])
     call.api.jobs.events.add("gallery", folder=printable(root), captions=written)
     return {"captions": written}
+
+
+def tokens(call: Call) -> dict:
+    return {"tokens": [count_tokens(caption) for caption in call.data["texts"]]}
 
 
 def history(call: Call) -> dict:
@@ -91,9 +96,23 @@ def history(call: Call) -> dict:
 
 
 def take_away(call: Call) -> dict:
-    root = _whole(call, call.data["folder"])
+    root = whole_folder(call, call.data["folder"])
     files = remove(call.api.host.home, root, call.data["files"])
     call.api.jobs.events.add("gallery", folder=printable(root), removed=files)
+    return {"files": files}
+
+
+def leave_out_pictures(call: Call) -> dict:
+    root = whole_folder(call, call.data["folder"])
+    files = leave_out(root, call.data["files"])
+    call.api.jobs.events.add("gallery", folder=printable(root), left_out={file: True for file in files})
+    return {"files": files}
+
+
+def put_back_pictures(call: Call) -> dict:
+    root = whole_folder(call, call.data["folder"])
+    files = put_back(root, call.data["files"])
+    call.api.jobs.events.add("gallery", folder=printable(root), left_out={file: False for file in files})
     return {"files": files}
 
 
@@ -117,8 +136,12 @@ ROUTES = [
           required=("folder", "file"), body=bytes, status=201, limit=LARGE),
     Route("POST", f"{API}/gallery/captions", captions, "Write captions to where they come from.",
           body=objects({"folder": FOLDER, "captions": CAPTIONS})),
+    Route("POST", f"{API}/captions/tokens", tokens, "How many tokens of CLIP texts have; a text encoder reads 75 at a time.",
+          body=objects({"texts": {"type": "array", "items": text(maxLength=20_000), "maxItems": 2000}})),
     Route("GET", f"{API}/gallery/history", history, "Former captions of a picture, newest first.", query={"folder": FOLDER, "file": FILE},
           required=("folder", "file")),
     Route("POST", f"{API}/gallery/remove", take_away, "Move pictures to the trash.", body=FILES),
     Route("POST", f"{API}/gallery/restore", bring_back, "Bring removed pictures back.", body=FILES),
+    Route("POST", f"{API}/gallery/leave-out", leave_out_pictures, "Leave pictures out of what is trained; they stay where they are.", body=FILES),
+    Route("POST", f"{API}/gallery/put-back", put_back_pictures, "Train on pictures again that were left out.", body=FILES),
 ]

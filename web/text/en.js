@@ -234,7 +234,7 @@ export default {
   "gallery.captionOf": ({ name }) => `Caption of ${name}`,
   "gallery.noCaption": "No caption",
   "gallery.caption": "Caption",
-  "gallery.tokens": ({ n, most }) => `about ${n} of ${most} tokens`,
+  "gallery.tokens": ({ n, most }) => `${n} of ${most} tokens`,
   "gallery.repeats": ({ n }) => `counts ${n} times`,
   "gallery.position": ({ n, all }) => `${n} of ${all}`,
   "gallery.previous": "Previous",

@@ -232,7 +232,7 @@ export default {
   "gallery.captionOf": ({ name }) => `${name} 的描述`,
   "gallery.noCaption": "没有描述",
   "gallery.caption": "描述",
-  "gallery.tokens": ({ n, most }) => `约 ${n} 个词元（上限 ${most}）`,
+  "gallery.tokens": ({ n, most }) => `${n} 个词元（上限 ${most}）`,
   "gallery.repeats": ({ n }) => `重复 ${n} 次`,
   "gallery.position": ({ n, all }) => `第 ${n} 张，共 ${all} 张`,
   "gallery.previous": "上一张",

@@ -3,10 +3,11 @@ import { useEffect, useLayoutEffect, useRef, useState } from "../vendor/hooks.mj
 import { getState, html, toast, useStore } from "../store.js";
 import { pictureUrl, post } from "../api.js";
 import { changeForm, useForm } from "../form.js";
-import { draftOf, dropDrafts, sendCaptions, tagsOf, tokens, typed } from "../captions.js";
+import { draftOf, dropDrafts, sendCaptions, tagsOf, typed } from "../captions.js";
 import { loadGallery, reloadGallery } from "../gallery_data.js";
 import { number, said, t } from "../i18n.js";
 import { refreshGalleries } from "../live.js";
+import { TOKENS, tokensOf } from "../tokens.js";
 import { sendFiles } from "../uploads.js";
 import { Action, Empty, Icon, Problem } from "./parts.js";
 import { DropZone, failedText, FileButton, galleryForFiles, useGallery } from "./pictures.js";
@@ -17,7 +18,6 @@ const CELL = 210;            // the least width of a cell
 const CELL_HEIGHT = 292;
 const GAP = 12;
 const SPARE_ROWS = 2;
-export const TOKENS = 75;
 const SIDES = { sdxl: 1024, flux: 1024, sd3: 1024 };
 
 export function GalleryScreen() {
@@ -29,6 +29,7 @@ export function GalleryScreen() {
   const error = useStore((s) => s.galleryError);
   const loading = useStore((s) => s.galleryLoading);
   useStore((s) => s.drafts);
+  useStore((s) => s.tokensKnown);
   const [search, setSearch] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [problem, setProblem] = useState(null);
@@ -204,7 +205,7 @@ function focusCell(box, index, top, part) {
 }
 
 function Cell({ index, all, gallery, one, style, caption, isSelected, isFocus, showCut, onKey, onSelect, onGo, onOpen }) {
-  const count = tokens(caption);
+  const count = tokensOf(caption);
   const warnings = (one.warnings ?? []).filter((warning) => warning !== "no caption" || !caption.trim());
   const write = (event) => typed(gallery.folder, { [one.file]: event.target.value });
   const key = (event) => {

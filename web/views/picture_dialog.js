@@ -2,10 +2,11 @@
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html } from "../store.js";
 import { get, pictureUrl } from "../api.js";
-import { sendCaptions, tokens, typed } from "../captions.js";
+import { sendCaptions, typed } from "../captions.js";
 import { said, t, when } from "../i18n.js";
 import { Icon } from "./parts.js";
-import { captionOf, cutStyle, SaveState, TOKENS } from "./gallery.js";
+import { TOKENS, tokensOf } from "../tokens.js";
+import { captionOf, cutStyle, SaveState } from "./gallery.js";
 
 export function PictureDialog({ gallery, picture, position, onMove, onClose }) {
   const dialog = useRef(null);
@@ -39,7 +40,7 @@ export function PictureDialog({ gallery, picture, position, onMove, onClose }) {
         <img src=${pictureUrl(gallery.folder, picture.file, 1024, picture.modified)} alt=${caption || picture.file} />
         ${picture.crop && html`<i class="cut" style=${cutStyle(picture)}></i>`}</span></div>
       ${(picture.warnings ?? []).filter((one) => one !== "no caption").map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
-      <label class="wide-caption"><span>${t("gallery.caption")} <small>${t("gallery.tokens", { n: tokens(caption), most: TOKENS })}</small></span>
+      <label class="wide-caption"><span>${t("gallery.caption")} <small>${t("gallery.tokens", { n: tokensOf(caption), most: TOKENS })}</small></span>
         <textarea rows="3" spellcheck=${false} value=${caption} onInput=${(event) => write(event.target.value)}></textarea></label>
       ${former.length > 0 && html`<details class="former"><summary>${t("gallery.former", { n: former.length })}</summary>
         <ul>${former.slice(0, 10).map((text) => html`<li><button type="button" class="link" onClick=${() => write(text)}>${text}</button>

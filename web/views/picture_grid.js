@@ -19,6 +19,7 @@ export function PictureGrid({ title, rows, columns, at, words }) {
     ${open && html`<${Viewer} title=${title} rows=${rows} columns=${columns} at=${at} words=${words} open=${open} onMove=${setOpen} onClose=${() => setOpen(null)} />`}`;
 }
 
+const keyOf = (row, column) => `${row.key}\n${column.key}`;
 const nameOf = (row, column) => t("grid.cell", { row: row.label, column: column.label });
 
 function Viewer({ title, rows, columns, at, words, open, onMove, onClose }) {
@@ -39,9 +40,11 @@ function Viewer({ title, rows, columns, at, words, open, onMove, onClose }) {
     event.preventDefault();
     move(...way);
   };
-  const others = [...rows.map((row, i) => [i, c]), ...columns.map((column, i) => [r, i])]
-    .filter(([i, j]) => (i !== r || j !== c) && at(rows[i].key, columns[j].key));
-  const compared = others.find(([i, j]) => `${i},${j}` === other);
+  // any other one; by key, as rows come while a run goes on
+  const groups = rows.map((row) => [row, columns.filter((column) => (row !== rows[r] || column !== columns[c]) && at(row.key, column.key))]);
+  const compared = groups.flatMap(([row, some]) => some.map((column) => [row, column])).find(([row, column]) => keyOf(row, column) === other);
+  const leftLabel = compared && (compared[1] === columns[c] ? compared[0].label : compared[0] === rows[r] ? compared[1].label : nameOf(...compared));
+  const rightLabel = compared && (compared[1] === columns[c] ? rows[r].label : compared[0] === rows[r] ? columns[c].label : nameOf(rows[r], columns[c]));
   const shown = at(rows[r].key, columns[c].key);
   return html`<dialog class="viewer" ref=${dialog} aria-label=${title} onClose=${onClose} onKeyDown=${key}
     onClick=${(event) => { if (event.target === dialog.current) dialog.current.close(); }}>
@@ -49,11 +52,11 @@ function Viewer({ title, rows, columns, at, words, open, onMove, onClose }) {
       <header><p><strong>${rows[r].label}</strong> <span>${columns[c].label}</span></p>
         <label class="compare-with">${t("preview.compare")}
           <select value=${other} onChange=${(event) => setOther(event.target.value)}><option value="">${t("preview.none")}</option>
-            ${others.map(([i, j]) => html`<option value=${`${i},${j}`}>${j === c ? rows[i].label : columns[j].label}</option>`)}</select></label>
+            ${groups.filter(([, some]) => some.length).map(([row, some]) => html`<optgroup label=${row.label}>${some.map((column) => html`<option
+              value=${keyOf(row, column)}>${columns.length > 1 ? column.label : row.label}</option>`)}</optgroup>`)}</select></label>
         <button type="button" class="icon-button" aria-label=${t("close")} onClick=${() => dialog.current.close()}><${Icon} name="x" /></button></header>
       <div class="stage" tabindex="-1">${compared
-        ? html`<${Compare} left=${at(rows[compared[0]].key, columns[compared[1]].key)} right=${shown}
-            leftLabel=${compared[1] === c ? rows[compared[0]].label : columns[compared[1]].label} rightLabel=${compared[1] === c ? rows[r].label : columns[c].label} />`
+        ? html`<${Compare} left=${at(compared[0].key, compared[1].key)} right=${shown} leftLabel=${leftLabel} rightLabel=${rightLabel} />`
         : html`<img src=${shown} alt=${nameOf(rows[r], columns[c])} />`}</div>
       <footer>
         ${rows.length > 1 && html`<button type="button" class="button" disabled=${!canMove(-1, 0)} onClick=${() => move(-1, 0)}><${Icon} name="up" />${words.up}</button>
