@@ -39,7 +39,7 @@ def _duplicates(subject: Subject) -> list[Finding]:
         groups[key].append(i)
     exact = [group for group in groups.values() if len(group) > 1]
     firsts = [group[0] for group in groups.values()]
-    near = _near_groups(subject, firsts)
+    near = near_groups(subject, firsts)
     for code, severity, found in (("same_file", FIX, exact), ("near_copy", LOOK, near)):
         if found:
             extra = tuple(subject.names[i] for group in found for i in _keep_best(subject, group))
@@ -55,7 +55,7 @@ def _keep_best(subject: Subject, group: list[int]) -> list[int]:
     return [i for i in group if i != best]
 
 
-def _near_groups(subject: Subject, indices: list[int]) -> list[list[int]]:
+def near_groups(subject: Subject, indices: list[int]) -> list[list[int]]:
     indices = [i for i in indices if subject.looks[i] is not None and subject.looks[i].contrast > 4]
     if len(indices) < 2:
         return []
