@@ -68,7 +68,12 @@ export function settingName(setting) {
   return current === "zh" ? zhSettings[setting.name]?.[0] ?? setting.name : inWords(setting.name);
 }
 
-const inWords = (name) => name[0].toUpperCase() + name.slice(1).replaceAll("_", " ").replace(/\blr\b/, "LR");
+const SHORT = { lr: "LR", snr: "SNR", ema: "EMA", lora: "LoRA", dora: "DoRA", rslora: "rsLoRA", unet: "UNet" };
+
+function inWords(name) {
+  const words = name.split("_").map((word) => SHORT[word] ?? word).join(" ");
+  return SHORT[name.split("_")[0]] ? words : words[0].toUpperCase() + words.slice(1);
+}
 
 export function settingHelp(setting) {
   return current === "zh" ? zhSettings[setting.name]?.[1] ?? setting.help : setting.help;

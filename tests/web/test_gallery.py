@@ -1,10 +1,12 @@
 """The gallery in a real browser: captions are never lost, many pictures stay fast, nothing of theirs is run."""
 import random
 import shutil
+import urllib.parse
 
 import pytest
 from PIL import Image
 
+from hotlora.trainer.captions.tokens import count_tokens
 from hotlora.trainer.demo import drawings
 
 from .conftest import until
@@ -203,3 +205,45 @@ def test_a_double_click_opens_and_selects_nothing(open_gallery, gallery):
     page.locator(".viewer").wait_for()
     page.keyboard.press("Escape")
     assert page.locator(".cell.selected").count() == 0
+
+
+def test_tokens_are_counted_as_clip_does(open_gallery, gallery):
+    long = ", ".join(["incomprehensibilities"] * 20)
+    (gallery / "0.txt").write_text(long)
+    (gallery / "1.txt").write_text("a photo of a cat")
+    page = open_gallery(gallery)
+    counts = page.locator(".tokens")
+    until(page, lambda: counts.nth(0).inner_text() == str(count_tokens(long)) and counts.nth(1).inner_text() == "5")
+    assert count_tokens(long) > 75 and "over" in counts.nth(0).get_attribute("class") and "over" not in counts.nth(1).get_attribute("class")
+    page.get_by_label("Caption of 1.png").fill("a photo of a cat, 一只猫")
+    until(page, lambda: counts.nth(1).inner_text() == str(count_tokens("a photo of a cat, 一只猫")))
+
+
+def test_a_dropped_folder_becomes_a_gallery_with_its_captions(shared_server, open_page, gallery):
+    """Dropped as the window system does it, so that the page has to walk through the folders by itself."""
+    (gallery / "deeper").mkdir()
+    shutil.copy(gallery / "0.png", gallery / "deeper" / "9.png")
+    page = open_page(shared_server, "#/gallery")
+    page.get_by_text("Choose a gallery", exact=True).wait_for()
+    devtools = page.context.new_cdp_session(page)
+    at = page.locator(".dropzone").bounding_box()
+    place = {"x": at["x"] + 60, "y": at["y"] + 60, "data": {"items": [], "files": [str(gallery)], "dragOperationsMask": 1}}
+    for kind in ("dragEnter", "dragOver"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, **place})
+    page.get_by_text("Let go to add them").wait_for()
+    devtools.send("Input.dispatchDragEvent", {"type": "drop", **place})
+    page.get_by_label("Caption of deeper/9.png").wait_for()
+    page.locator(".gallery-bar", has_text="7 pictures").wait_for()
+    made = shared_server.folder / "galleries" / gallery.name
+    assert (made / "0.txt").read_text() == (gallery / "0.txt").read_text() and (made / "deeper" / "9.png").is_file()
+    assert (gallery / "0.png").is_file()
+
+
+def test_thumbnails_are_kept_on_disk_and_follow_the_picture(shared_server, gallery):
+    path = f"/hotlora/api/gallery/picture?folder={urllib.parse.quote(str(gallery))}&file=0.png&size=200"
+    first = shared_server.request("GET", path)[1]
+    kept = list((shared_server.folder / "thumbnails").rglob("*.jpg"))
+    assert any(one.read_bytes() == first for one in kept)
+    drawings.draw_mascot(random.Random(5), "black").resize((400, 400)).save(gallery / "0.png")
+    second = shared_server.request("GET", path)[1]
+    assert second != first and shared_server.request("GET", path)[1] == second

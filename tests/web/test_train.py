@@ -53,8 +53,15 @@ def test_the_viewer_walks_by_keys_and_compares(server, open_page, gallery):
     assert (title.inner_text(), prompt.inner_text()) == ("Step 1", "one")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowRight")
-    page.locator(".viewer header", has_text="Step 2").get_by_text("two", exact=True).wait_for()
-    page.get_by_label("Compare with").select_option(label="Step 1")
+    page.locator(".viewer header", has_text="Step 2").locator("span", has_text="two").wait_for()
+    # with one of another row and column, then with one of the same column
+    compare = page.get_by_label("Compare with")
+    assert [one.strip() for one in compare.locator("option").all_inner_texts()] == ["–", "one", "one", "two"]
+    compare.select_option(value="1\none")
+    assert page.locator(".tag-left").inner_text() == "Step 1: one" and page.locator(".tag-right").inner_text() == "Step 2: two"
+    until(page, "[...document.querySelectorAll('.compare img')].length === 2 && [...document.querySelectorAll('.compare img')].every((one) => one.naturalWidth > 0)")
+    compare.select_option(value="1\ntwo")
+    assert page.locator(".tag-left").inner_text() == "Step 1"
     slider = page.get_by_label("Divider between the two pictures")
     slider.focus()
     before = page.locator(".compare").get_attribute("style")
@@ -246,3 +253,103 @@ def test_a_zoom_stays_while_steps_come_in(server, open_page, gallery):
     assert at_the_edge() == zoomed < step
     page.get_by_role("button", name="Whole curve").click()
     until(page, lambda: at_the_edge() > zoomed)
+
+
+def test_the_end_is_told_by_the_browser_where_it_may(server, open_page, gallery):
+    page = open_page(server)
+    # stands in for the window of the system, which no page can look into
+    page.evaluate("""() => {
+      window.told = [];
+      window.Notification = class { constructor(title, more) { window.told.push([title, more.body]); } static permission = "default";
+        static requestPermission() { Notification.permission = "granted"; return Promise.resolve("granted"); } };
+    }""")
+    fill_form(page, gallery, steps=100_000, resolution=64)
+    page.get_by_text("6 pictures, 100,000 steps").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_role("button", name="Notify me").click()
+    page.get_by_role("button", name="Notify me").wait_for(state="detached")
+    page.evaluate("Object.defineProperty(document, 'visibilityState', { value: 'hidden' })")
+    status(page, "running")
+    job = server.get("jobs")["jobs"][0]
+    server.post(f"jobs/{job['id']}/stop")
+    status(page, "stopped")
+    until(page, "window.told.length === 1")
+    title, body = page.evaluate("window.told[0]")
+    assert title == "mascot is stopped; what it learned is kept." and "stopped after step" in body
+
+
+def test_sample_now_and_the_log(server, open_page, gallery):
+    page = open_page(server)
+    fill_form(page, gallery, steps=100_000, resolution=64, preview_prompts="one prompt")
+    page.get_by_text("6 pictures, 100,000 steps").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_role("button", name="Sample now").click(timeout=PATIENCE)
+    page.locator(".preview-grid img").first.wait_for(timeout=PATIENCE)
+    assert not page.locator(".log pre").is_visible()
+    page.get_by_text("Log", exact=True).click()
+    page.locator(".log pre", has_text="6 pictures").wait_for()
+    page.get_by_role("button", name="Stop and keep").click()
+    status(page, "stopped")
+
+
+def test_two_curves_are_laid_over_each_other_and_a_run_goes_on_from_the_history(server, open_page, gallery):
+    settings = {"train_data_dir": str(gallery), "resolution": 64, "lora_rank": 2}
+    for name in ("first", "second"):
+        server.until(server.post("jobs", {"settings": {**settings, "name": name, "steps": 3}})["id"], "completed")
+    job = server.post("jobs", {"settings": {**settings, "name": "third", "steps": 100_000}})["id"]
+    server.until(job, "running", step=2)
+    server.post(f"jobs/{job}/stop")
+    stopped = server.until(job, "stopped")["step"]
+    page = open_page(server, "#/runs")
+    for name in ("first", "second"):
+        page.locator(".job-row", has_text=name).get_by_role("button", name="Curve").click()
+    page.locator(".loss canvas").wait_for()
+    legend = page.locator(".u-legend")
+    assert "first (" in legend.inner_text() and "second (" in legend.inner_text()
+    until(page, lambda: page.locator(".plot").get_attribute("aria-label").count("at step 3") == 2)
+    row = page.locator(".job-row", has_text="third")
+    row.get_by_role("button", name="Resume").click()
+    row.locator(".badge", has_text="running").wait_for(timeout=PATIENCE)
+    server.until(job, "running", step=stopped + 1)
+    row.get_by_role("link", name="third").click()
+    page.get_by_role("button", name="Stop and keep").click()
+    status(page, "stopped")
+    page.get_by_role("link", name="History").click()
+    page.locator(".job-row", has_text="first").get_by_role("button", name="Train again").click()
+    until(page, lambda: [one["status"] for one in server.get("jobs")["jobs"] if one["name"] == "first"] == ["completed"] * 2, PATIENCE)
+    page.locator(".job-row", has_text="second").get_by_role("button", name="Use settings").click()
+    page.get_by_text("6 pictures, 3 steps").wait_for()
+    assert page.get_by_label("Name", exact=True).input_value() == "second"
+
+
+def test_the_plan_says_time_and_memory_and_what_the_base_asks_for(shared_server, open_page, gallery):
+    page = open_page(shared_server)
+    page.locator("input[list=hl-folders]").fill(str(gallery))
+    told = page.locator(".told[role=status]")
+    told.wait_for()
+    assert re.match(r"6 pictures, 1,000 steps, about ([0-9]+ (h|min|s) ?)+, about [0-9.]+ of [0-9.]+ GB\n", told.inner_text()), told.inner_text()
+    assert "this base has settings of its own: LR scheduler cosine, Min SNR gamma 0, Batch size 4" in told.inner_text()
+    page.get_by_role("radio", name="Quick").check()
+    page.locator(".told[role=status]", has_text="400 steps").wait_for()
+    page.locator("details.advanced > summary").click()
+    search = page.get_by_role("searchbox", name="Search settings")
+    search.fill("lr_scheduler")
+    scheduler = page.locator("#hl-set-lr_scheduler")
+    assert scheduler.input_value() == "cosine"
+    # the usual value is a change here, marked as one, and can be set back
+    scheduler.select_option("constant")
+    page.locator(".setting.changed").wait_for()
+    page.get_by_role("button", name="Reset LR scheduler").click()
+    assert scheduler.input_value() == "cosine" and page.locator(".setting.changed").count() == 0
+
+
+def test_a_lora_goes_to_the_trash_and_back(server, open_page, gallery):
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "thrown", "steps": 2, "resolution": 64}})
+    server.until(job["id"], "completed")
+    page = open_page(server, "#/try")
+    page.get_by_role("button", name="Move thrown to the trash").click()
+    page.get_by_text("No LoRA has been trained here yet").wait_for()
+    assert not (server.folder / "loras" / "thrown.safetensors").exists()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("combobox", name="LoRA").wait_for()
+    assert (server.folder / "loras" / "thrown.safetensors").is_file()

@@ -9,6 +9,8 @@ const KEPT = "hotlora.smoothing";
 const STEPS = [1, 2, 5].flatMap((n) => [1, 10, 100, 1e3, 1e4, 1e5, 1e6].map((tens) => n * tens)).sort((a, b) => a - b);   // no half steps
 const COLOURS = ["--curve-1", "--curve-2"];
 
+const TOLD = 1000;   // ms between two descriptions of a curve that grows
+
 let uPlot = null;
 const loadPlot = async () => { uPlot = (await import("../vendor/uplot.mjs")).default; };
 addStyle(new URL("../vendor/uplot.css", import.meta.url).href);
@@ -35,8 +37,13 @@ export function LossChart({ runs, height = 190 }) {
   useEffect(() => {
     if (!drawable) return undefined;
     const element = box.current;
+    let describing = 0;
     const draw = () => {
       const data = dataOf(runs, smoothing.current);
+      describing ||= setTimeout(() => {
+        describing = 0;
+        element.setAttribute("aria-label", describe(runs));
+      }, TOLD);
       if (!chart.current) {
         if (data[0].length > 1) chart.current = makeChart(element, runs, data, height, setZoomed);
         return;
@@ -57,6 +64,7 @@ export function LossChart({ runs, height = 190 }) {
     });
     return () => {
       leave();
+      clearTimeout(describing);
       resized.disconnect();
       recoloured();
       chart.current?.plot.destroy();
