@@ -118,7 +118,7 @@ def _train(options: argparse.Namespace) -> int:
     config, warnings = read_config(options)
     for warning in warnings:
         log.warning("warning: %s", warning)
-    material = read_material(config, make_captions=not options.dry_run)
+    material = read_material(config, make_captions=not (options.dry_run or options.resume))
     for warning in material.gallery.warnings:
         log.warning("warning: %s", warning)
     backend = load_base(config.base_model, config.device)

@@ -44,7 +44,9 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     check.add_argument("--trigger", default="", help="the trigger word of the training")
     check.add_argument("--resolution", type=int, default=512, help="training size in pixels (default: 512; SDXL: 1024)")
     check.add_argument("--clip", type=Path, default=None, help="a CLIP model, to find captions that stand by the wrong picture")
-    check.add_argument("--cache", type=Path, default=None, help="a file that keeps what was measured, for the next time")
+    check.add_argument("--device", default="auto", help="where the CLIP model computes")
+    check.add_argument("--cache", type=Path, default=None, help="folder that keeps what was measured, for the next time (default: hotlora in the user's cache)")
+    check.add_argument("--no-cache", action="store_true", help="keep nothing and measure everything")
     check.add_argument("--language", choices=("en", "zh"), default="en")
     check.add_argument("--json", action="store_true")
     check.set_defaults(run=_check)
@@ -99,24 +101,13 @@ def _megabytes(done: int, total: int) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .captions.tokens import LIMIT
-    from .gallery import read_gallery
-    from .gallery_check import check_gallery
+    from .checking import CheckSettings, cache_files, check_folder, user_cache
     from .gallery_files import existing_folder
-    from .pictures import read_picture
+    from .known_pictures import KnownPictures
 
-    compare, root = None, existing_folder(options.dir)
-    if options.clip is not None:
-        from .captions.clip import similarity
-        from .captions.library import load_clip
-
-        compare = similarity(load_clip(options.clip), lambda name: read_picture(root / name))
-    gallery = read_gallery(root)
-    report = check_gallery(gallery, resolution=options.resolution, purpose=options.purpose, trigger=options.trigger, token_limit=LIMIT, cache=options.cache,
-                           similarity=compare)
-    if options.json:
-        print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2))
-    else:
-        print(gallery.report())
-        print(report.text(options.language))
+    root = existing_folder(options.dir)
+    looks, facts = (None, None) if options.no_cache else cache_files(options.cache or user_cache(), root)
+    settings = CheckSettings(options.resolution, options.purpose, options.trigger)
+    report = check_folder(root, settings, looks, KnownPictures(facts), options.clip, options.device, _pictures if sys.stderr.isatty() else None)
+    print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if options.json else report.text(options.language))
     return 0

@@ -33,11 +33,11 @@ def dry_run(material: Material, backend: Backend) -> str:
     needed = measured["weight_bytes"] + parameters * 16 + activations
     checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=LIMIT,
                             bucketing=config.bucketing, upscale=config.upscale, max_megapixels=config.max_megapixels)
-    model, missing = planned_captions(config, (Path("models"),))
+    planned = planned_captions(config, (Path("models"),))
     lines = [
         material.gallery.report(),
         checked.text(),
-        *([f"captions: {len(missing)} would be made by {Path(model).name}"] if model else []),
+        *([f"captions: {planned.sentence()}"] if planned else []),
         f"base: {backend.name} ({backend.family}) on {backend.device}",
         f"name: {material.name}, so the tag will be <lora:{material.name}:1>" + (f", trigger {config.trigger}" if config.trigger else ""),
         "buckets: " + ", ".join(f"{w}x{h} ({n})" for (w, h), n in sorted(buckets.items())),

@@ -15,9 +15,11 @@ from PIL import Image
 
 from .buckets import choose_bucket, cover_size, crop_box
 from .captions.editing import Located, LocatedCaptions
+from .captions.marks import Marks
 from .captions.sidecar import read_sidecar
 from .gallery import _in_threads
 from .gallery_files import GalleryFiles, existing_folder, folder_repeats, list_files, printable, relative_name
+from .left_out import left_out
 from .output_files import OutputError, write_atomically
 from .pictures import PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture
 
@@ -76,11 +78,13 @@ def describe_gallery(folder: str, quick: bool = False, resolution: int | None = 
     looked = _in_threads(_size if quick else _facts, files.pictures)
     skipped = [{"file": relative_name(item.path, root), "reason": item.reason} for item in files.skipped]
     pictures, hashes = [], Counter(found.content_hash for found in looked if isinstance(found, PictureFacts))
+    marks, unwanted = Marks(root), left_out(root)
     for path, found in zip(files.pictures, looked):
         if isinstance(found, str):
             skipped.append({"file": relative_name(path, root), "reason": found})
             continue
-        pictures.append(_describe(path, root, files, found, places[path], hashes, resolution))
+        told = _describe(path, root, files, found, places[path], hashes, resolution)
+        pictures.append({**told, "automatic": marks.is_automatic(told["file"], told["caption"]), "left_out": told["file"] in unwanted})
     bare = sum(not picture["caption"] for picture in pictures)
     if table.unused:
         warnings.append(printable(f"{len(table.unused)} metadata rows have no picture: {', '.join(sorted(table.unused.values())[:5])}"))

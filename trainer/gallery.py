@@ -16,6 +16,8 @@ from .captions.matching import CaptionTable
 from .captions.sidecar import read_sidecar, tidy
 from .gallery_files import GalleryFiles, Skipped, existing_folder, existing_metadata, folder_repeats, list_files, path_order, printable
 from .gallery_files import relative_name
+from .known_pictures import KnownPictures
+from .left_out import left_out
 from .pictures import SUFFIXES, PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture
 
 SHOWN = 10
@@ -42,13 +44,14 @@ class Example:
 
 @dataclass
 class Gallery:
-    """What a folder holds. `caption_sources` counts examples by where their captions came from."""
+    """What a folder holds. `caption_sources` counts examples by where their captions came from; `left_out` are pictures that are not to be used."""
 
     root: Path
     examples: list[Example]
     skipped: list[Skipped] = field(default_factory=list)
     caption_sources: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def report(self) -> str:
         """Several lines for people: pictures found and skipped with reasons, captions, masks, warnings."""
@@ -61,6 +64,8 @@ class Gallery:
         masks = sum(example.mask_path is not None for example in self.examples)
         if masks:
             lines.append(f"  masks: {masks}")
+        if self.left_out:
+            lines.append(f"  left out: {len(self.left_out)} ({_listing(self.left_out)})")
         if self.skipped:
             lines.append(f"  skipped: {len(self.skipped)}")
             lines += [f"    {relative_name(item.path, self.root)}: {item.reason}" for item in self.skipped]
@@ -69,8 +74,10 @@ class Gallery:
 
 
 def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None, trigger: str = "", repeats: int = 1,
-                 masks: bool = False, max_megapixels: float = 180.0, is_prior: bool = False) -> Gallery:
-    """Read a folder with its sub-folders; examples come sorted by their path.
+                 masks: bool = False, max_megapixels: float = 180.0, is_prior: bool = False, leave_out: Iterable[str] = (),
+                 known: KnownPictures | None = None) -> Gallery:
+    """Read a folder with its sub-folders; examples come sorted by their path. Pictures that are left out, there or by `leave_out`, are not
+    among them; `known` spares the decoding of files that have not changed.
 
     A caption comes from the metadata (`metadata_path`, else every metadata.csv and metadata.jsonl inside), else from a `.txt` or
     `.caption` file, else from the name of a `10_name` folder when there is no trigger, else it is the trigger. A trigger that a
@@ -81,14 +88,19 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
     gallery = Gallery(root, [], list(files.skipped))
     if not files.pictures:
         raise ValueError(_no_pictures(gallery))
+    unwanted = left_out(root).union(leave_out)
     table = CaptionTable(root, files.pictures, [existing_metadata(metadata_path, root)] if metadata_path else files.metadata)
     trigger = tidy(trigger)
     sources: Counter[str] = Counter()
     transparent = 0
-    checked = _in_threads(lambda path: _check(path, files.mask_of(path) if masks else None, max_megapixels), files.pictures)
-    for path, found in zip(files.pictures, checked):
+    used = [path for path in files.pictures if relative_name(path, root) not in unwanted]
+    checked = dict(zip(used, _in_threads(lambda path: _check(path, files.mask_of(path) if masks else None, max_megapixels, known), used)))
+    for path in files.pictures:
         # asked for skipped pictures too, whose rows are no mistake
         caption, source = table.caption_of(path), "metadata"
+        if (found := checked.get(path)) is None:
+            gallery.left_out.append(relative_name(path, root))
+            continue
         times, concept = folder_repeats(path, root)
         if isinstance(found, PictureFacts) and times == 0:
             found = Skipped(path, "its folder's name asks for 0 repeats")
@@ -124,10 +136,10 @@ def add_trigger(caption: str, trigger: str) -> str:
     return f"{trigger}, {caption}"
 
 
-def _check(path: Path, mask_path: Path | None, max_megapixels: float) -> PictureFacts | Skipped:
+def _check(path: Path, mask_path: Path | None, max_megapixels: float, known: KnownPictures | None) -> PictureFacts | Skipped:
     """Decode a picture and its mask; both must be whole, or the picture is skipped."""
     try:
-        facts = check_picture(read_bytes(path, max_megapixels), max_megapixels)
+        facts = known.facts(path, max_megapixels) if known is not None else check_picture(read_bytes(path, max_megapixels), max_megapixels)
     except UnreadablePicture as error:
         return Skipped(path, printable(error))
     if mask_path is not None:
@@ -179,6 +191,8 @@ def _add_warnings(gallery: Gallery, table: CaptionTable, files: GalleryFiles, ma
 
 def _no_pictures(gallery: Gallery) -> str:
     where = f"The gallery {printable(gallery.root)}"
+    if gallery.left_out:
+        return f"{where} has no picture to use: {len(gallery.left_out)} are left out ({_listing(gallery.left_out)}); put some back."
     if not gallery.skipped:
         return f"{where} has no pictures; it needs files of type {', '.join(sorted(suffix[1:] for suffix in SUFFIXES))}."
     reasons = "; ".join(f"{relative_name(item.path, gallery.root)}: {item.reason}" for item in gallery.skipped[:SHOWN])

@@ -16,11 +16,13 @@ from typing import Any
 
 from .captions.decoding import decode_text
 from .captions.editing import edited_metadata, edited_sidecar
+from .captions.marks import Marks
 from .captions.metadata import parse_metadata
 from .captions.sidecar import LARGEST, tidy
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from .galleries import MAX_MEGAPIXELS, Place, captions_of, inside
 from .gallery_files import METADATA_FILES, GalleryFiles, list_files, relative_name
+from .left_out import left_out, write_left_out
 from .output_files import write_atomically
 from .pictures import SUFFIXES, UnreadablePicture, check_picture
 
@@ -117,8 +119,15 @@ def write_captions(home: Path, root: Path, captions: dict[str, str]) -> dict[str
             if path in rows:
                 history.keep(path)
             write_atomically(path, data)
-        after, _, _ = captions_of(root, list_files(root))
-        return {file: {"caption": after[path].caption, "caption_from": after[path].name(root)} for file, path in known.items() if file in captions}
+        return captions_now(root, list(captions))
+
+
+def captions_now(root: Path, names: list[str]) -> dict[str, Any]:
+    """What a page shows of the captions of some pictures: file -> caption, where it stands, and whether a machine wrote it."""
+    wanted, files, marks = set(names), list_files(root), Marks(root)
+    places, _, _ = captions_of(root, files)
+    return {name: {"caption": place.caption, "caption_from": place.name(root), "automatic": marks.is_automatic(name, place.caption)}
+            for path, place in places.items() if (name := relative_name(path, root)) in wanted}
 
 
 def _plan_edit(path: Path, text: str, place: Place, files: GalleryFiles, rows: dict[Path, dict[str, str]], texts: dict[Path, str]) -> None:
@@ -213,6 +222,34 @@ def restore(home: Path, root: Path, names: list[str]) -> list[str]:
             if source.exists():
                 move_file(source, target)
         return list(dict.fromkeys(names))
+
+
+def leave_out(root: Path, names: list[str]) -> list[str]:
+    """Leave pictures out of what is trained; they stay where they are. Returns those that were used before.
+
+    ValueError for one that is not there, OutputError when it cannot be noted.
+    """
+    with _one_edit:
+        files = list_files(root)
+        known = {relative_name(path, root) for path in files.pictures}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"there is no picture {name[:200]} in {root}; load the gallery again")
+        before = left_out(root)
+        new = [name for name in dict.fromkeys(names) if name not in before]
+        if new:
+            write_left_out(root, before.union(new))
+        return new
+
+
+def put_back(root: Path, names: list[str]) -> list[str]:
+    """Use pictures again; returns those that were left out."""
+    with _one_edit:
+        before = left_out(root)
+        back = [name for name in dict.fromkeys(names) if name in before]
+        if back:
+            write_left_out(root, before.difference(back))
+        return back
 
 
 def _next_place(home: Path, root: Path) -> Path:

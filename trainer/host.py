@@ -25,6 +25,9 @@ class Host(Protocol):
     def lora_folders(self) -> list[Path]:
         """Where LoRAs are looked for; new ones are written to the first."""
 
+    def model_folders(self) -> list[Path]:
+        """Where models of other kinds are kept; what is downloaded goes below the first."""
+
     def base(self) -> dict | None:
         """`name` and `family` of the checkpoint that is loaded; None when there is none."""
 

@@ -14,6 +14,7 @@ import torch
 
 from .backend import Backend, BaseChanged
 from .config import TrainConfig
+from .gallery_files import existing_folder, printable
 from .job_settings import checked_settings, placed, with_preset
 from .job_store import Job, LossFile
 from .listeners import RunLog, TensorBoard
@@ -43,7 +44,7 @@ class JobRun(Listener):
         self.losses = LossFile(self.folder)
         self.session: Session | None = None
         self.failure: Outcome | None = None
-        self.stop_asked = self.closing = False
+        self.stop_asked = self.closing = self.wrote_captions = False
         self._asking = threading.Lock()
         self._told, self._untold, self._began, self._step_seconds = 0.0, [], 0.0, None
 
@@ -83,7 +84,10 @@ class JobRun(Listener):
         else:
             config, warnings = checked_settings(self.host, self.job.settings)
         config = placed(replace(config, name=self.job.name), self.host, self.folder)
-        material = read_material(config)
+        material = read_material(config, not self.job.config, tuple(self.host.model_folders()), str(self.host.device()), self._captioned, lambda: self.stop_asked)
+        if self.wrote_captions:
+            self.queue.events.add("gallery", folder=printable(existing_folder(config.train_data_dir)))
+        self._raise_if_stopped()
         if not self.job.config:
             config = with_preset(config, self.job.settings, self.job.preset, len(material.gallery.examples))
             self.job.config = config.to_dict()
@@ -107,6 +111,11 @@ class JobRun(Listener):
             self.session = session
         self._raise_if_stopped()
         return session.train()
+
+    def _captioned(self, done: int, total: int) -> None:
+        self.job.message = f"writing captions: {done} of {total}"
+        self.wrote_captions = True
+        self.queue.publish(self.job)
 
     def _prepared(self, done: int, total: int) -> None:
         self._raise_if_stopped()

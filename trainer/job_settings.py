@@ -6,10 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .captions.at_start import planned_captions
+from .captions.download import inside_folders
 from .config import SETTINGS, OPTIMIZERS, TrainConfig, without_effect
 from .estimate import duration
-from .gallery_files import existing_folder, folder_repeats, list_files
+from .gallery_files import existing_folder, folder_repeats, list_files, relative_name
 from .host import Host
+from .left_out import left_out
 from .names import safe_name
 from .needs import needs_of
 from .presets import apply_preset, preset_of
@@ -44,6 +47,8 @@ def checked_settings(host: Host, settings: dict[str, Any]) -> tuple[TrainConfig,
                          f"only; use one of {', '.join(OPTIMIZERS)}")
     if host.bases():
         config = replace(config, base_model=chosen_base(host, settings.get("base_model")))
+    if config.caption_model and host.gallery_roots is not None:
+        inside_folders(config.caption_model, host.model_folders())
     existing_folder(config.train_data_dir)
     return config, warnings + without_effect(config)
 
@@ -84,28 +89,31 @@ def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
 
 
 def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:
-    """What a start would do. Reads names only; no picture is opened and no model is loaded."""
+    """What a start would do. Reads names and captions only; no picture is opened and no model is loaded."""
     config, warnings = checked_settings(host, settings)
     root = existing_folder(config.train_data_dir)
-    files = list_files(root)
-    seen = sum(config.repeats * folder_repeats(path, root)[0] for path in files.pictures)
-    config = with_preset(config, settings, preset, len(files.pictures))
+    unwanted = left_out(root).union(config.leave_out)
+    pictures = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
+    captions = planned_captions(config, tuple(host.model_folders()))
+    seen = sum(config.repeats * folder_repeats(path, root)[0] for path in pictures)
+    config = with_preset(config, settings, preset, len(pictures))
     group = config.batch_size * config.gradient_accumulation_steps
-    steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(files.pictures), group))
+    steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(pictures), group))
     needs = needs_of(config, host.family(config.base_model), host.device())
     each = seconds_per_picture if seconds_per_picture is not None else needs and needs.seconds_per_picture
     seconds = None if each is None else steps * group * each
-    parts = [_count(len(files.pictures), "picture"), _count(steps, "step")]
+    parts = [_count(len(pictures), "picture"), _count(steps, "step")]
     parts += [f"about {duration(seconds)}"] if seconds is not None else []
     parts += [f"about {gigabytes(needs.bytes)}" + (f" of {gigabytes(needs.total)}" if needs.total else "") + " GB"] if needs else []
     reason = host.can_train()
-    if not files.pictures:
-        warnings.insert(0, f"{root} has no pictures; add some first")
-    return {"pictures": len(files.pictures), "steps": steps, "seconds": seconds, "measured": seconds_per_picture is not None,
+    if not pictures:
+        warnings.insert(0, f"all pictures of {root} are left out; put some back" if unwanted else f"{root} has no pictures; add some first")
+    return {"pictures": len(pictures), "steps": steps, "seconds": seconds, "measured": seconds_per_picture is not None,
             "memory": needs.bytes if needs else None, "memory_total": needs.total if needs else None, "sentence": ", ".join(parts), "name": name_of(config),
             "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(config, settings, preset),
             "warnings": warnings,
-            "can_train": not reason and bool(files.pictures), "reason": reason}
+            "captions": captions and {"count": len(captions.names), "model": captions.model_name, "into": captions.into, "sentence": captions.sentence()},
+            "can_train": not reason and bool(pictures), "reason": reason}
 
 
 def gigabytes(size: float) -> str:

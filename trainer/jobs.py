@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .captioning import Captioning
 from .drawing import DrawingQueue
 from .host import Host
 from .job_events import EventLog
@@ -45,6 +46,7 @@ class JobQueue:
         self._lock_file = _lock(host.home)
         self.events = EventLog(self.store.folder)
         self.drawings = DrawingQueue(host, self.events)
+        self.captioning = Captioning(host, self.events)
         self.lock = threading.RLock()
         self._wake = threading.Condition(self.lock)
         self._jobs = {job.id: job for job in self.store.load_all()}
@@ -217,6 +219,7 @@ class JobQueue:
                 self._run.closing = True
                 self._run.ask("stop")
             self._wake.notify_all()
+        self.captioning.close()
         if threading.current_thread() is not self._worker:
             self._worker.join()
         self.drawings.join(CLOSING_SECONDS)

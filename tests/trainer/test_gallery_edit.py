@@ -42,7 +42,7 @@ def captions(root):
 
 def test_a_caption_goes_to_a_new_text_file(home, root):
     written = write_captions(home, root, {"a.png": "a cat,\n sitting "})
-    assert (root / "a.txt").read_text() == "a cat, sitting" and written == {"a.png": {"caption": "a cat, sitting", "caption_from": "a.txt"}}
+    assert (root / "a.txt").read_text() == "a cat, sitting" and written == {"a.png": {"caption": "a cat, sitting", "caption_from": "a.txt", "automatic": False}}
     assert captions(root) == {"a.png": ("a cat, sitting", "a.txt"), "b.png": ("", ""), "c.png": ("", "")}
 
 

@@ -6,12 +6,14 @@ import logging
 import traceback
 from typing import Any
 
+from ..captioning import Busy
+from ..checking import Checks
 from ..galleries import Galleries
 from ..gallery_edit import Occupied
 from ..host import Host
 from ..jobs import JobQueue, NoSuchJob, NotNow
 from ..output_files import OutputError
-from . import drawing_routes, gallery_routes, info_routes, job_routes, lora_routes
+from . import caption_routes, drawing_routes, gallery_routes, info_routes, job_routes, lora_routes
 from .guard import Policy, check_login, check_origin
 from .messages import ApiError, Request, Response, as_json
 from .routes import Route
@@ -22,7 +24,7 @@ PREFIX = "/hotlora"
 
 
 def all_routes() -> list[Route]:
-    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *job_routes.ROUTES, *lora_routes.ROUTES, *drawing_routes.ROUTES, *page_routes()]
+    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *caption_routes.ROUTES, *job_routes.ROUTES, *lora_routes.ROUTES, *drawing_routes.ROUTES, *page_routes()]
 
 
 class Api:
@@ -30,7 +32,7 @@ class Api:
 
     def __init__(self, host: Host, jobs: JobQueue, policy: Policy | None = None) -> None:
         self.host, self.jobs, self.policy = host, jobs, policy or Policy()
-        self.galleries, self.drawings = Galleries(host.home), jobs.drawings
+        self.galleries, self.drawings, self.checks = Galleries(host.home), jobs.drawings, Checks(host)
         self.routes = all_routes()
 
     def handle(self, request: Request) -> Response:
@@ -69,7 +71,7 @@ class Api:
 def _for_error(error: Exception) -> ApiError:
     if isinstance(error, (NoSuchJob, FileNotFoundError)):
         return ApiError(404, _text(error))
-    if isinstance(error, (NotNow, Occupied, FileExistsError)):
+    if isinstance(error, (NotNow, Occupied, Busy, FileExistsError)):
         return ApiError(409, _text(error))
     if isinstance(error, UnicodeError):
         return ApiError(400, "a text has characters that cannot be used in a file name or a file")

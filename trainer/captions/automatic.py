@@ -92,8 +92,9 @@ def pictures_without(folder: str | Path, again: bool = False, only: tuple[str, .
 
 def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes: CaptionWishes = CaptionWishes(),
                    progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] = lambda: False,
-                   sections: list[Section] | None = None) -> CaptionReport:
+                   sections: list[Section] | None = None, written: Callable[[list[str]], None] | None = None) -> CaptionReport:
     """Caption what is missing. A model that is given as a choice is loaded only if there is something to do, and is let go afterwards.
+    `written` hears the names of pictures whose captions are on the disk now.
 
     Stops after the batch when `cancelled` says so. Whatever ends it (also an exception of `progress`), what is done is written, and the
     next call does only the rest. ValueError for a folder or model that cannot be used.
@@ -110,9 +111,11 @@ def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes
     written_at = time.monotonic()
 
     def write() -> None:
-        for path, text in write_new(root, pending, loaded.name, wishes.purpose, wishes.into, wishes.again).items():
-            report.captions[relative_name(path, root)] = text
+        new = {relative_name(path, root): text for path, text in write_new(root, pending, loaded.name, wishes.purpose, wishes.into, wishes.again).items()}
+        report.captions.update(new)
         pending.clear()
+        if new and written:
+            written(list(new))
 
     try:
         done = 0

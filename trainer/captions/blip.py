@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .models import Said, choose_device, choose_dtype, give_memory_back, input_from_folder
+from .models import Said, choose_device, choose_dtype, give_memory_back, input_from_folder, load_from_folder
 
 CLASSES = {"blip": "BlipForConditionalGeneration", "blip-2": "Blip2ForConditionalGeneration"}
 GENERATION = {"max_new_tokens": 40, "min_length": 6, "num_beams": 3, "no_repeat_ngram_size": 3, "do_sample": False}
@@ -16,16 +16,8 @@ GENERATION = {"max_new_tokens": 40, "min_length": 6, "num_beams": 3, "no_repeat_
 class Blip:
     def __init__(self, folder: Path, model_type: str, device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> None:
         """ValueError when the folder is not complete."""
-        import transformers
-
         self.name, self.device = folder.name, choose_device(device)
-        try:
-            module = getattr(transformers, CLASSES[model_type]).from_pretrained(str(folder), local_files_only=True, torch_dtype=dtype or choose_dtype(self.device))
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            reason = str(error).strip().split("\n")[0][:200]
-            raise ValueError(f"the captioning model in {folder} cannot be loaded ({reason}); it needs config.json, the tokenizer's files and "
-                             "model.safetensors or pytorch_model.bin, as they are published") from error
+        module, self.tokenizer = load_from_folder(CLASSES[model_type], folder, dtype or choose_dtype(self.device))
         self.module = module.to(self.device).eval().requires_grad_(False)
         self.input = input_from_folder(folder, self.module.config.vision_config.image_size, "stretch")
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from .blip import clean_sentence
-from .models import CLIP_MEAN, CLIP_STD, Input, Said, Tag, choose_device, choose_dtype, give_memory_back, input_from_folder
+from .models import CLIP_MEAN, CLIP_STD, Input, Said, Tag, choose_device, choose_dtype, give_memory_back, input_from_folder, load_from_folder
 from .vocabulary import Section
 
 PROMPTS = ("{}", "a photo of {}", "a picture of {}")
@@ -27,15 +27,9 @@ class TransformersClip:
     """A folder as transformers saves a CLIPModel."""
 
     def __init__(self, folder: Path, device: str | torch.device = "auto") -> None:
-        from transformers import AutoTokenizer, CLIPModel
-
         self.name, self.device = folder.name, choose_device(device)
-        try:
-            self.module = CLIPModel.from_pretrained(str(folder), local_files_only=True).to(self.device, choose_dtype(self.device)).eval().requires_grad_(False)
-            self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise ValueError(f"the CLIP model in {folder} cannot be loaded ({str(error).strip().splitlines()[0][:200]}); it needs config.json, the "
-                             "tokenizer's files and model.safetensors or pytorch_model.bin") from error
+        module, self.tokenizer = load_from_folder("CLIPModel", folder, choose_dtype(self.device))
+        self.module = module.to(self.device).eval().requires_grad_(False)
         self.input = input_from_folder(folder, self.module.config.vision_config.image_size, "crop")
         self.scale = float(self.module.logit_scale.exp())
 

@@ -9,8 +9,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 FOLDER = "captioners"
 CHUNK = 1 << 20
@@ -25,6 +26,7 @@ class Known:
     repo: str
     gigabytes: float
     what: str
+    package: str = "transformers"
     files: str = r"[^/]+\.(json|txt|model|safetensors|bin|onnx|csv)"
 
 
@@ -32,10 +34,13 @@ KNOWN = {
     "blip-base": Known("Salesforce/blip-image-captioning-base", 0.99, "sentences, quick"),
     "blip-large": Known("Salesforce/blip-image-captioning-large", 1.88, "sentences"),
     "blip2": Known("Salesforce/blip2-opt-2.7b", 15.5, "sentences, for large graphics cards"),
-    "coca": Known("laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", 2.55, "sentences and tags, through open_clip"),
-    "clip": Known("openai/clip-vit-large-patch14", 1.71, "tags against a list", r"(config|preprocessor_config|tokenizer\w*|vocab|special_tokens_map)\.json|merges\.txt|model\.safetensors"),
-    "wd": Known("SmilingWolf/wd-vit-tagger-v3", 0.38, "tags for drawn pictures, through onnxruntime", r"model\.onnx|selected_tags\.csv|config\.json"),
+    "coca": Known("laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", 2.55, "sentences and tags, through open_clip", "open_clip"),
+    "clip": Known("openai/clip-vit-large-patch14", 1.71, "tags against a list",
+                  files=r"(config|preprocessor_config|tokenizer\w*|vocab|special_tokens_map)\.json|merges\.txt|model\.safetensors"),
+    "wd": Known("SmilingWolf/wd-vit-tagger-v3", 0.38, "tags for drawn pictures, through onnxruntime", "onnxruntime", r"model\.onnx|selected_tags\.csv|config\.json"),
 }
+PACKAGES = {"transformers": "transformers", "open_clip": "open_clip_torch", "onnxruntime": "onnxruntime"}
+"""Modules and the packages that have them."""
 AUTOMATIC = ("blip-large", "blip-base", "coca", "blip2")
 """What is used by itself at the start of a run when it is on this machine already."""
 
@@ -70,6 +75,31 @@ def first_local(folders: list[Path]) -> Path | None:
     return next((found for name in AUTOMATIC if (found := find_local(name, folders)) is not None), None)
 
 
+def offered(folders: list[Path]) -> list[dict[str, Any]]:
+    """What a page can choose from: the known models, and others that lie in the folders for captioners.
+
+    `here` is whether it is on this machine, `folder` where it is or would be put, `lacks` the package that it needs and that is not installed.
+    """
+    models, paths = [], set()
+    for name, known in KNOWN.items():
+        path = find_local(name, folders)
+        paths.add(path)
+        models.append({"model": name, "name": known.repo, "gigabytes": known.gigabytes, "here": path is not None,
+                       "folder": str(path or target_folder(name, folders)), "lacks": "" if find_spec(known.package) else PACKAGES[known.package]})
+    others = sorted(path for folder in folders for path in (folder / FOLDER).glob("*") if path not in paths)
+    models += [{"model": str(path), "name": path.name, "gigabytes": None, "here": True, "folder": str(path), "lacks": ""} for path in others
+               if path.suffix in WEIGHTS or _is_complete(path)]
+    return models
+
+
+def inside_folders(name: str, folders: list[Path]) -> None:
+    """ValueError for a path outside of the model folders: what others on the network may name is bounded."""
+    path = Path(name).expanduser()
+    if path.exists() and not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
+        raise ValueError(f"caption_model is {name[:200]!r}, which lies outside of the model folders ({', '.join(map(str, folders))}); put it there, or use "
+                         f"one of {', '.join(KNOWN)}")
+
+
 def _is_complete(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix in WEIGHTS for path in folder.iterdir()) and not (folder / ".incomplete").exists()
 
@@ -81,8 +111,8 @@ def not_here(name: str, folders: list[Path]) -> ValueError:
         return ValueError(f"caption_model is {name[:200]!r}, which is neither a file or folder on this machine nor a known model; use one of "
                           f"{', '.join(KNOWN)}, the name of a repository such as owner/model, or a path")
     size = f" ({KNOWN[name].gigabytes:g} GB)" if name in KNOWN else ""
-    return ValueError(f"the captioning model {repo}{size} is not on this machine; let `python train.py caption --model {name} --download` fetch it, or put its files into "
-                      f"{target_folder(name, folders)}")
+    return ValueError(f"the captioning model {repo}{size} is not on this machine; let it be downloaded (on the page, in HotLoRA Caption, or with `python train.py caption --model "
+                      f"{name} --download`), or put its files into {target_folder(name, folders)}")
 
 
 def target_folder(name: str, folders: list[Path]) -> Path:

@@ -97,6 +97,31 @@ def input_from_folder(folder: Path, size: int, fit: str) -> Input:
                  "crop" if crop else fit if not asked else "stretch" if "do_center_crop" not in asked else fit)
 
 
+def load_from_folder(kind: str, folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+    """(model, tokenizer) of a class of transformers from a folder on this machine. ValueError when the folder is not complete or is damaged."""
+    import transformers
+
+    try:
+        state, where = _pickled(folder), str(folder)
+        given = {} if state is None else {"config": transformers.AutoConfig.from_pretrained(where, local_files_only=True), "state_dict": state}
+        module = getattr(transformers, kind).from_pretrained(None if given else where, local_files_only=True, torch_dtype=dtype, **given)
+        return module, transformers.AutoTokenizer.from_pretrained(where, local_files_only=True)
+    except ImportError:
+        raise
+    except Exception as error:  # safetensors and pickle raise classes of their own without a common base
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
+        raise ValueError(f"the captioning model in {folder} cannot be loaded ({reason}); it needs config.json, the tokenizer's files and "
+                         "model.safetensors or pytorch_model.bin, as they are published") from error
+
+
+def _pickled(folder: Path) -> dict[str, torch.Tensor] | None:
+    """Weights that are there as pickles only, read in a way that runs no code, which older transformers do not see to; None for others."""
+    parts = sorted(folder.glob("pytorch_model*.bin"))
+    if not parts or any(folder.glob("*.safetensors")):
+        return None
+    return {key: tensor for part in parts for key, tensor in torch.load(str(part), map_location="cpu", weights_only=True).items()}
+
+
 def choose_device(device: str | torch.device = "auto") -> torch.device:
     if str(device) != "auto":
         return torch.device(device)

@@ -68,6 +68,12 @@ def undo(root: Path, names: list[str] | None = None) -> list[str]:
         return sorted(automatic)
 
 
+def destination(root: Path, form: str = "auto") -> str:
+    """Where new captions would go, for people: the metadata file, or text files."""
+    files = list_files(root)
+    return ".txt files" if _as_sidecars(files, form) else relative_name(_table(root, files), root)
+
+
 def _put_back(file: Path, data: bytes, is_ours: bool) -> None:
     """A file that we made goes when nothing is left in it."""
     is_table = file.name.lower() in METADATA_FILES
@@ -80,9 +86,7 @@ def _put_back(file: Path, data: bytes, is_ours: bool) -> None:
 
 def _planned(root: Path, wanted: dict[Path, str], places: dict[Path, Place], files: GalleryFiles, form: str) -> dict[Path, bytes]:
     """New contents of the caption files."""
-    # a gallery that has text files goes on with them
-    as_sidecars = form == "sidecars" or form == "auto" and not files.metadata and bool(files.sidecars)
-    table = next((path for path in files.metadata if path.parent == root), root / METADATA_FILES[0])
+    as_sidecars, table = _as_sidecars(files, form), _table(root, files)
     rows: dict[Path, dict[str, str]] = {}
     added: dict[str, str] = {}
     edits: dict[Path, bytes] = {}
@@ -103,6 +107,15 @@ def _planned(root: Path, wanted: dict[Path, str], places: dict[Path, Place], fil
         before = edits.get(table) or (table.read_bytes() if table.exists() else None)
         edits[table] = with_rows(table, before, added)
     return edits
+
+
+def _as_sidecars(files: GalleryFiles, form: str) -> bool:
+    """A gallery that has text files goes on with them."""
+    return form == "sidecars" or form == "auto" and not files.metadata and bool(files.sidecars)
+
+
+def _table(root: Path, files: GalleryFiles) -> Path:
+    return next((path for path in files.metadata if path.parent == root), root / METADATA_FILES[0])
 
 
 def _sidecar_of(path: Path, files: GalleryFiles) -> Path:

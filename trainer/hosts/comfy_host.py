@@ -152,6 +152,9 @@ class ComfyHost:
     def lora_folders(self) -> list[Path]:
         return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
 
+    def model_folders(self) -> list[Path]:
+        return [Path(folder_paths.models_dir)]
+
     def base(self) -> dict | None:
         return self._base
 

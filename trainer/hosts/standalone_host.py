@@ -74,6 +74,9 @@ class StandaloneHost:
     def lora_folders(self) -> list[Path]:
         return [self.home / "loras"]
 
+    def model_folders(self) -> list[Path]:
+        return [Path("models").resolve()]
+
     def base(self) -> dict | None:
         loaded = self._loaded
         return {"name": loaded[0], "family": loaded[1].family} if loaded else None

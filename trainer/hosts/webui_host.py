@@ -6,7 +6,7 @@ from typing import Callable, TypeVar
 
 import torch
 from modules import devices, sd_models, shared
-from modules.paths_internal import data_path
+from modules.paths_internal import data_path, models_path
 
 from . import webui_loras
 from .webui import WebuiBackend, family_of
@@ -34,6 +34,9 @@ class WebuiHost:
     def lora_folders(self) -> list[Path]:
         folders = [shared.cmd_opts.lora_dir, getattr(shared.cmd_opts, "lyco_dir_backcompat", None)]
         return [Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+    def model_folders(self) -> list[Path]:
+        return [Path(models_path)]
 
     def base(self) -> dict | None:
         model = sd_models.model_data.sd_model

@@ -149,3 +149,23 @@ def test_ways_to_fit(fit: str, left: str, right: str) -> None:
     fitted = Input(64, 64, fit=fit).fitted(picture)
     assert fitted.size == (64, 64) and fitted.getpixel((8, 32)) == (255, 0, 0) and fitted.getpixel((56, 32)) == (0, 0, 255)
     assert (fitted.getpixel((32, 2)) == (255, 255, 255)) == (fit == "pad")
+
+
+@pytest.mark.parametrize("make", [small_models.blip_folder, small_models.clip_folder])
+def test_pickled_weights_say_the_same_and_run_no_code(make, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    folder = make(tmp_path / "model")
+    before = describe(folder, own_tags=("red circle", "blue square"))[0]
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert describe(folder, own_tags=("red circle", "blue square"))[0] == before
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+    torch.save({"weight": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_model(ModelChoice(str(folder), device="cpu"))
+    assert not (tmp_path / "ran").exists()
