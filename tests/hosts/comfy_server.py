@@ -33,22 +33,25 @@ def small_shapes(family: str = "sd15") -> dict:
 
 
 class ComfyServer:
-    """`base` is its own models, input, output and custom_nodes; the checkout is linked in."""
+    """`base` is its own models, input, output and custom_nodes; the checkout is linked in, and further packs of `links` by their names."""
 
-    def __init__(self, base: Path, *arguments: str, extensions: bool = True, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, base: Path, *arguments: str, extensions: bool = True, environment: dict[str, str] | None = None,
+                 links: dict[str, Path] | None = None) -> None:
         self.folder, self.python = host("COMFYUI")
         self.base, self.arguments, self.environment = base, arguments, environment or {}
         for name in ("custom_nodes", "input", "output", "user", "temp", "models/checkpoints", "models/loras"):
             (base / name).mkdir(parents=True, exist_ok=True)
-        link = base / "custom_nodes" / "hotlora"
-        if extensions and not link.exists():
-            link.symlink_to(ROOT, target_is_directory=True)
+        for name, folder in {**({"hotlora": ROOT} if extensions else {}), **(links or {})}.items():
+            link = base / "custom_nodes" / name
+            if not link.exists():
+                link.symlink_to(folder, target_is_directory=True)
         self.loras = base / "models" / "loras"
         self.log = base / "server.log"
 
-    def start(self, timeout: float = 180) -> ComfyServer:
+    def start(self, timeout: float = 180, port: int = 0) -> ComfyServer:
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))
             self.port = free.getsockname()[1]
         command = [str(self.python), "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base),
                    "--database-url", "sqlite:///:memory:", *self.arguments]
@@ -192,6 +195,11 @@ def write_smoothed(base: Path, name: str = "smoothed.safetensors") -> str:
                 f"{layer}.comfy_quant": torch.tensor(list(json.dumps({"format": "nvfp4"}).encode()), dtype=torch.uint8)}
     save_file({key: x.contiguous() for key, x in weights.items()}, str(base / "models" / "checkpoints" / name))
     return name
+
+
+def is_cached(entry: dict, node: str) -> bool:
+    """Whether ComfyUI took what this node gave from its cache, and did not run it."""
+    return any(kind == "execution_cached" and node in message["nodes"] for kind, message in entry["status"]["messages"])
 
 
 def error_of(entry: dict) -> str:

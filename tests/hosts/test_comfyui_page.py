@@ -1,8 +1,11 @@
 """The page inside the real ComfyUI's page: the sidebar tab, a training, and its LoRA in a graph, all by clicks and keys."""
+
 import pytest
 
 from hotlora.tests.hosts.comfy_server import ComfyServer, write_gallery, write_model
-from hotlora.tests.web.conftest import PATIENCE, browser, set_advanced, status, until  # noqa: F401  browser is a fixture
+from hotlora.tests.hosts.page_steps import draw_with_and_without, inside_of, survive, train_from_an_empty_page
+from hotlora.tests.web.conftest import browser, until  # noqa: F401  browser is a fixture
+from hotlora.tests.web.screenshots import shot
 
 pytestmark = pytest.mark.host
 
@@ -18,36 +21,46 @@ def comfy(tmp_path_factory):
     server.stop()
 
 
-def test_train_in_the_sidebar_and_use_it_in_a_graph(comfy, browser, tmp_path):  # noqa: F811
-    page = browser.new_context(viewport={"width": 1600, "height": 900}, locale="en-US").new_page()
+def open_tab(comfy, context):
+    """ComfyUI's page with our sidebar tab open, and our page in it."""
+    page = context.new_page()
     page.set_default_timeout(120_000)
-    faults = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(f"http://127.0.0.1:{comfy.port}/")
     until(page, "Boolean(window.app?.extensionManager && window.app.graph)", 120_000)
     page.keyboard.press("Escape")
     page.locator(".hotlora-tab-button, [aria-label*='HotLoRA'], [aria-label='Train a LoRA']").first.click()
     page.locator("iframe[title=HotLoRA]").wait_for()
-    until(page, lambda: any("/hotlora/" in frame.url for frame in page.frames))
-    inside = next(frame for frame in page.frames if "/hotlora/" in frame.url)
-    inside.locator("h1", has_text="Train a LoRA").wait_for()
+    return page, inside_of(page)
+
+
+def test_from_an_empty_page_to_a_picture_and_into_a_graph(comfy, browser):  # noqa: F811
+    page, inside = open_tab(comfy, browser.new_context(viewport={"width": 1600, "height": 900}, locale="en-US"))
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
     # as dark as ComfyUI is
     assert inside.locator("html").get_attribute("data-theme") == "dark"
-    inside.locator("input[list=hl-folders]").fill(str(comfy.base / "input" / "me"))
-    inside.get_by_label("Name", exact=True).fill("page_lora")
-    inside.get_by_label("Trigger word").fill("sks")
-    set_advanced(inside, {"steps": 2, "resolution": 64, "preview_steps": 0, "lora_rank": 2})
-    inside.get_by_text("4 pictures, 2 steps").wait_for()
-    inside.get_by_role("button", name="Train", exact=True).click()
-    status(inside, "completed")
+    train_from_an_empty_page(inside, sorted((comfy.base / "input" / "me").iterdir()), "page_lora")
     assert (comfy.loras / "page_lora.safetensors").is_file()
-    page.screenshot(path=str(tmp_path / "comfyui.png"))
+    shot(page, "comfyui")
     inside.get_by_role("button", name="Add a Prompt node").click()
     until(page, "window.app.graph._nodes.some((node) => node.type === 'HotLoRAPrompt')")
     values = page.evaluate("window.app.graph._nodes.find((node) => node.type === 'HotLoRAPrompt').widgets.map((one) => one.value)")
     assert "<lora:page_lora:0.8>, sks" in values
     page.get_by_role("button", name="Open large").click()
     page.locator("dialog iframe[title=HotLoRA]").wait_for()
+    large = inside_of(page)
+    draw_with_and_without(large, "page_lora")
     page.get_by_role("button", name="Close", exact=True).last.click()
     page.locator("dialog iframe[title=HotLoRA]").wait_for(state="detached")
     assert not [fault for fault in faults if "hotlora" in fault.lower()], faults
+
+
+def test_a_run_outlives_its_page_and_its_server(comfy, browser):  # noqa: F811
+    context = browser.new_context(viewport={"width": 1600, "height": 900}, locale="en-US")
+
+    def restart():
+        comfy.kill()
+        comfy.start(port=comfy.port)
+
+    survive(lambda: open_tab(comfy, context), comfy.base / "input" / "me", comfy.loras / "outlives.safetensors", restart)
+    context.close()

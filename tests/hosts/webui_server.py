@@ -82,10 +82,11 @@ class WebuiServer:
         self.loras = base / "models" / "Lora"
         self.log = base / "server.log"
 
-    def start(self, timeout: float = 300) -> WebuiServer:
+    def start(self, timeout: float = 300, port: int = 0) -> WebuiServer:
         """Start and wait until the API answers. The checkpoint loads meanwhile; the first picture waits for it."""
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            free.bind(("127.0.0.1", port))
             self.port = free.getsockname()[1]
         command = [str(self.python), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(self.base), *self.arguments]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.base / "huggingface"), "PYTHONDONTWRITEBYTECODE": "1",

@@ -54,7 +54,7 @@ def open_page(browser):
         if context is None:
             context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, "locale": "en-US", **options})
             context.grant_permissions(["clipboard-read", "clipboard-write"])
-            context.set_default_timeout(30_000)
+            context.set_default_timeout(60_000)
             contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
@@ -69,7 +69,7 @@ def open_page(browser):
     assert not faults, faults
 
 
-def until(page, condition, patience: int = 30_000) -> None:
+def until(page, condition, patience: int = 60_000) -> None:
     """Wait for a function of Python, or for an expression of the page; its own content policy forbids playwright's way of waiting."""
     end = time.monotonic() + patience / 1000
     while not (page.evaluate(condition) if isinstance(condition, str) else condition()):

@@ -211,7 +211,7 @@ def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
     server.until(job["id"], "completed")
     page = open_page(server, "#/try")
     assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() == "a photo of sks"
-    page.get_by_text("Seed, steps, negative prompt").click()
+    page.get_by_text("Seed, steps, size, negative prompt").click()
     page.get_by_label("Sampler steps").fill("3")
     page.get_by_role("radio", name="Saved steps").check()
     page.get_by_role("button", name="Draw", exact=True).click()

@@ -10,7 +10,7 @@ import { PictureGrid } from "./picture_grid.js";
 import { TryButton } from "./run.js";
 
 const KEPT = "hotlora.try";
-const EMPTY = { lora: "", step: "", weight: 0.8, prompt: null, negative: "", seed: "1", steps: "25", how: "pair" };
+const EMPTY = { lora: "", step: "", weight: 0.8, prompt: null, negative: "", seed: "1", steps: "25", width: "", height: "", how: "pair" };
 const WEIGHTS = [0, 0.4, 0.6, 0.8, 1, 1.2];
 const ROWS = 8;
 
@@ -48,7 +48,9 @@ function TryForm({ loras }) {
   const lora = loras.find((one) => one.name === form.lora) ?? loras[0];
   const name = lora.steps.find((step) => step.name === form.step)?.name ?? lora.tag.replace(/^<lora:(.*):1>$/, "$1");
   const prompt = form.prompt ?? (lora.trigger ? `a photo of ${lora.trigger}` : "a photo");
-  const draw = async () => takeDrawing(await post("drawings", { prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), ...gridOf(form, lora, name) }));
+  const draw = async () => takeDrawing(await post("drawings", {
+    prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), width: Number(form.width) || null, height: Number(form.height) || null,
+    ...gridOf(form, lora, name) }));
   const remove = async () => {
     await post(`loras/${encodeURIComponent(lora.name)}/delete`);
     refreshLoras();
@@ -74,6 +76,10 @@ function TryForm({ loras }) {
       <div class="pair">
         <${Field} label=${t("try.seed")}>${(id) => html`<input id=${id} inputmode="numeric" value=${form.seed} onInput=${(event) => change({ seed: event.target.value })} />`}<//>
         <${Field} label=${t("try.samplerSteps")}>${(id) => html`<input id=${id} inputmode="numeric" value=${form.steps} onInput=${(event) => change({ steps: event.target.value })} />`}<//>
+      </div>
+      <div class="pair">
+        <${Field} label=${t("try.width")}>${(id) => html`<input id=${id} inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.width} onInput=${(event) => change({ width: event.target.value })} />`}<//>
+        <${Field} label=${t("try.height")}>${(id) => html`<input id=${id} inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.height} onInput=${(event) => change({ height: event.target.value })} />`}<//>
       </div></div></details>
     <${Problem} error=${error} onClose=${() => setError(null)} />
     <div class="actions main-actions"><${Action} kind="primary large" icon="image" label=${t("try.draw")} run=${draw} onError=${setError} /></div>
