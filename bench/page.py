@@ -199,8 +199,8 @@ def measure_thumbnails(browser, folder: Path, pictures: int) -> dict[str, float]
         page.locator(".cell").first.wait_for()
         most, began, height = 0, time.monotonic(), page.evaluate("document.documentElement.scrollHeight")
         for top in range(0, height, 700):
-            page.evaluate("top => window.scrollTo(0, top)", top)
-            wait(page, "[...document.querySelectorAll('.cell img')].every((one) => one.complete)")
+            page.evaluate("top => new Promise((drawn) => { window.scrollTo(0, top); requestAnimationFrame(() => requestAnimationFrame(drawn)); })", top)
+            wait(page, "[...document.querySelectorAll('.cell .thumbnail')].every((one) => one.dataset.state === 'shown')")
             if top // 700 % 10 == 0:
                 most = max(most, private_bytes(browser))
         seconds = time.monotonic() - began
@@ -209,9 +209,9 @@ def measure_thumbnails(browser, folder: Path, pictures: int) -> dict[str, float]
         after = private_bytes(browser)
         elements = page.locator(".cell").count()
         context.close()
+        on_disk = list((folder / "home" / "thumbnails").rglob("*.jpg"))
         one = urllib.parse.urlencode({"folder": gallery, "file": "0000.jpg", "size": 200})
         made, kept = (timed(f"{running.url}api/gallery/picture?{one}") for _ in range(2))
-        on_disk = list((folder / "home" / "thumbnails").rglob("*.jpg"))
     return {"pictures": pictures, "elements": elements, "first screen MB": mega(before), "most MB": mega(most), "after MB": mega(after),
             "scroll seconds": round(seconds, 1), "thumbnails on disk": len(on_disk), "disk MB": mega(sum(f.stat().st_size for f in on_disk)),
             "made ms": round(1000 * made, 1), "from disk ms": round(1000 * kept, 1)}
@@ -271,11 +271,11 @@ def busy(devtools) -> float:
 
 
 def table(found: dict) -> str:
-    lines = ["| first screen, ms | cold | warm | first paint | worst |", "|---|---|---|---|---|"]
+    lines = ["| first screen, ms | cold | warm | first paint | worst |", "|---|---|---|---|---|"] if "first" in found else []
     lines += [f"| {name} | {one['cold']} | {one['warm']} | {one['paint']} | {max(one['cold_worst'], one['warm_worst'])} |" for name, one in found.get("first", {}).items()]
     for part in ("thumbnails", "live"):
         if part in found:
-            lines += ["", f"| {part} | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in found[part].items())]
+            lines += [*([""] if lines else []), f"| {part} | |", "|---|---|", *(f"| {name} | {value:,} |" for name, value in found[part].items())]
     return "\n".join(lines)
 
 

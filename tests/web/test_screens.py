@@ -35,7 +35,7 @@ def shots(pages: dict, screen: str) -> None:
 def go(pages: dict, screen: str, selector: str) -> None:
     for page in pages.values():
         page.evaluate("screen => { location.hash = `#/${screen}`; }", screen)
-        page.locator(selector).first.wait_for(timeout=PATIENCE)
+        page.locator(selector).first.wait_for(timeout=LONG)
         page.evaluate("window.scrollTo(0, 0)")
 
 
@@ -72,7 +72,7 @@ def test_from_pictures_to_a_lora_that_can_be_seen(server, open_page):
     go(pages, "gallery", ".cell")
     for one in pages.values():
         one.locator(".gallery-bar input[type=checkbox]").first.uncheck()
-        until(one, "[...document.querySelectorAll('.cell img')].every((image) => image.complete)")
+        until(one, "[...document.querySelectorAll('.cell .thumbnail')].every((one) => one.dataset.state === 'shown')")
     shots(pages, "gallery")
 
     # the same seed without it and with more and more of it

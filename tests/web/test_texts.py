@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hotlora.trainer.captions.templates import PURPOSES
 from hotlora.trainer.config import SETTINGS
 from hotlora.trainer.job_settings import CODE, DECIDED
 from hotlora.trainer.job_store import STATUSES
@@ -16,6 +17,9 @@ FAMILIES = {
     "preset": [key for preset in PRESETS for key in (preset, f"{preset}.hint")],
     "captions": ("waiting", "saving", "saved"),
     "how": [key for how in ("pair", "weights", "steps") for key in (how, f"{how}.hint")],
+    "captioner": ("blip_base", "blip_large", "blip2", "coca", "clip", "wd"),
+    "captioning": ("loading", "downloading", "writing", "done", "stopped"),
+    "purpose": [key for purpose in PURPOSES for key in (purpose, f"{purpose}.hint")],
     "try": ("sent", "node", "copied"),
 }
 """Texts whose key is put together by the code, as `status.${...}`."""

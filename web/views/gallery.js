@@ -1,18 +1,22 @@
 // The gallery: pictures in a grid that draws only what is in sight, captions edited in place, and tools for many at once.
-import { useEffect, useLayoutEffect, useRef, useState } from "../vendor/hooks.mjs";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/hooks.mjs";
 import { getState, html, toast, useStore } from "../store.js";
 import { pictureUrl, post } from "../api.js";
-import { changeForm, useForm } from "../form.js";
+import { changeForm, settingsOf, useForm } from "../form.js";
 import { draftOf, dropDrafts, sendCaptions, tagsOf, typed } from "../captions.js";
+import { byPicture, useCheck } from "../gallery_check.js";
 import { loadGallery, reloadGallery } from "../gallery_data.js";
-import { number, said, t } from "../i18n.js";
+import { language, number, said, t } from "../i18n.js";
 import { refreshGalleries } from "../live.js";
 import { TOKENS, tokensOf } from "../tokens.js";
 import { sendFiles } from "../uploads.js";
 import { Action, Empty, Icon, Problem } from "./parts.js";
 import { DropZone, failedText, FileButton, galleryForFiles, useGallery } from "./pictures.js";
+import { CaptionDialog, CaptionProgress, UndoCaptions } from "./caption_dialog.js";
+import { CheckPanel, leaveOut, LeftOut } from "./check.js";
 import { GalleryTools } from "./gallery_tools.js";
 import { PictureDialog } from "./picture_dialog.js";
+import { Thumbnail } from "./thumbnail.js";
 
 const CELL = 210;            // the least width of a cell
 const CELL_HEIGHT = 292;
@@ -35,7 +39,13 @@ export function GalleryScreen() {
   const [problem, setProblem] = useState(null);
   const [sending, setSending] = useState(null);
   const [open, setOpen] = useState(null);
-  useEffect(() => setSelected(new Set()), [form.folder]);
+  const [only, setOnly] = useState(null);          // pictures of a finding: {label, files}
+  const [captions, setCaptions] = useState(null);   // for which pictures captions are asked for: {files}
+  const [compare, setCompare] = useState(false);
+  const check = useCheck(gallery, { resolution: Number(form.more.resolution) || SIDES[family] || 512, purpose: settingsOf(form).purpose, trigger: form.trigger.trim() || undefined,
+    compare: compare || undefined });
+  const found = useMemo(() => byPicture(check.report, language()), [check.report]);
+  useEffect(() => { setSelected(new Set()); setOnly(null); }, [form.folder]);
 
   const add = async (files) => {
     setProblem(null);
@@ -53,10 +63,12 @@ export function GalleryScreen() {
     }
   };
   const pictures = gallery?.pictures ?? [];
-  const shown = pictures.filter((one) => matches(gallery.folder, one, search));
+  const shown = pictures.filter((one) => matches(gallery.folder, one, search) && (!only || only.files.includes(one.file)));
   const chosen = shown.filter((one) => selected.has(one.file));
   return html`<${DropZone} onFiles=${add} onProblem=${setProblem}><section class="card gallery" aria-labelledby="hl-gallery-title">
-    <header class="gallery-head"><h1 id="hl-gallery-title">${t("nav.gallery")}</h1><${FolderChooser} /><${FileButton} onFiles=${add} /></header>
+    <header class="gallery-head"><h1 id="hl-gallery-title">${t("nav.gallery")}</h1><${FolderChooser} /><${FileButton} onFiles=${add} />
+      ${pictures.length > 0 && html`<button type="button" class="button" onClick=${() => setCaptions({ files: chosen.length ? chosen.map((one) => one.file) : null })}>
+        <${Icon} name="wand" />${t("caption.button")}</button>`}</header>
     ${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
       ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
     <${Problem} error=${problem} onClose=${() => setProblem(null)} />
@@ -65,18 +77,25 @@ export function GalleryScreen() {
     ${gallery && !pictures.length && !loading && html`<${Empty} icon="images" title=${t("gallery.empty")}><p>${t("upload.drop")}</p><//>`}
     ${loading && !gallery && html`<p class="hint" aria-busy="true">${t("plan.reading")}</p>`}
     ${gallery && html`<${Notices} gallery=${gallery} />`}
+    ${gallery && html`<${CaptionProgress} folder=${gallery.folder} />`}
     ${pictures.length > 0 && html`
+      <${CheckPanel} gallery=${gallery} check=${check} compare=${compare} onCompare=${setCompare} onShow=${(label, files) => setOnly({ label, files })}
+        onCaptions=${(files) => setCaptions({ files })} />
       <${GalleryTools} gallery=${gallery} pictures=${chosen.length ? chosen : shown} chosen=${chosen.length} search=${search} onSearch=${setSearch} />
       <div class="gallery-bar"><span>${t("gallery.shown", { shown: number(shown.length), all: number(pictures.length) })}</span>
         <label class="check"><input type="checkbox" checked=${showCut} onChange=${(event) => setShowCut(event.target.checked)} />${t("gallery.cut")}</label>
         ${chosen.length > 0 && html`<span>${t("gallery.selected", { n: chosen.length })}</span>
+          <${Action} label=${t("check.leaveOut")} onError=${setProblem} run=${() => leaveOut(gallery.folder, chosen.map((one) => one.file))} />
           <${Action} icon="trash" label=${t("gallery.remove")} onError=${setProblem} run=${() => removeFiles(gallery, chosen, setProblem)} />
           <button type="button" class="link" onClick=${() => setSelected(new Set())}>${t("gallery.unselect")}</button>`}
+        ${only && html`<button type="button" class="chip" aria-pressed="true" onClick=${() => setOnly(null)}>${only.label} <${Icon} name="x" /><span class="hidden">${t("check.all")}</span></button>`}
+        <${UndoCaptions} gallery=${gallery} onError=${setProblem} />
         <${SaveState} /></div>
-      <${Grid} gallery=${gallery} pictures=${shown} selected=${selected} onSelect=${setSelected} showCut=${showCut} onOpen=${setOpen}
+      <${Grid} gallery=${gallery} pictures=${shown} found=${found} selected=${selected} onSelect=${setSelected} showCut=${showCut} onOpen=${setOpen}
         onRemove=${(some) => removeFiles(gallery, some, setProblem).catch(setProblem)} />`}
     ${open !== null && shown[open] && html`<${PictureDialog} gallery=${gallery} picture=${shown[open]} position=${t("gallery.position", { n: open + 1, all: shown.length })}
       onMove=${(by) => setOpen(Math.min(shown.length - 1, Math.max(0, open + by)))} onClose=${() => setOpen(null)} />`}
+    ${captions && gallery && html`<${CaptionDialog} folder=${gallery.folder} files=${captions.files} onClose=${() => setCaptions(null)} />`}
   </section><//>`;
 }
 
@@ -130,7 +149,7 @@ export function SaveState() {
 }
 
 // Only the rows in sight, and a few more, exist as elements; the rest is empty space of the right height.
-function Grid({ gallery, pictures, selected, onSelect, showCut, onOpen, onRemove }) {
+function Grid({ gallery, pictures, found, selected, onSelect, showCut, onOpen, onRemove }) {
   const box = useRef(null);
   const [view, setView] = useState({ width: 800, top: 0, height: 900 });
   const [focus, setFocus] = useState(0);
@@ -184,7 +203,7 @@ function Grid({ gallery, pictures, selected, onSelect, showCut, onOpen, onRemove
   const cells = [];
   for (let i = from * columns; i < Math.min(to * columns, pictures.length); i++) {
     const style = { left: `${(i % columns) * (width + GAP)}px`, top: `${Math.floor(i / columns) * rowHeight}px`, width: `${width}px`, height: `${CELL_HEIGHT}px` };
-    cells.push(html`<${Cell} key=${pictures[i].file} index=${i} all=${pictures.length} gallery=${gallery} one=${pictures[i]} style=${style} showCut=${showCut}
+    cells.push(html`<${Cell} key=${pictures[i].file} index=${i} all=${pictures.length} gallery=${gallery} one=${pictures[i]} found=${found[pictures[i].file]} style=${style} showCut=${showCut}
       caption=${captionOf(gallery.folder, pictures[i])} isSelected=${selected.has(pictures[i].file)} isFocus=${i === focus} onKey=${key} onSelect=${select} onGo=${go} onOpen=${onOpen} />`);
   }
   return html`<p class="hint keys">${t("gallery.keys")}</p>
@@ -204,9 +223,9 @@ function focusCell(box, index, top, part) {
   requestAnimationFrame(() => requestAnimationFrame(() => find()?.focus()));
 }
 
-function Cell({ index, all, gallery, one, style, caption, isSelected, isFocus, showCut, onKey, onSelect, onGo, onOpen }) {
+function Cell({ index, all, gallery, one, found = [], style, caption, isSelected, isFocus, showCut, onKey, onSelect, onGo, onOpen }) {
   const count = tokensOf(caption);
-  const warnings = (one.warnings ?? []).filter((warning) => warning !== "no caption" || !caption.trim());
+  const warnings = [...(one.warnings ?? []).filter((warning) => warning !== "no caption" || !caption.trim()), ...found];
   const write = (event) => typed(gallery.folder, { [one.file]: event.target.value });
   const key = (event) => {
     if (event.key === "Escape") onGo(index);
@@ -214,16 +233,18 @@ function Cell({ index, all, gallery, one, style, caption, isSelected, isFocus, s
     else return;
     event.preventDefault();
   };
-  return html`<div class=${`cell ${isSelected ? "selected" : ""}`} role="listitem" data-index=${index} style=${style} aria-setsize=${all} aria-posinset=${index + 1}>
+  return html`<div class=${`cell ${isSelected ? "selected" : ""} ${one.left_out ? "left-out" : ""}`} role="listitem" data-index=${index} style=${style} aria-setsize=${all} aria-posinset=${index + 1}>
     <button type="button" class="thumb" tabindex=${isFocus ? 0 : -1} aria-pressed=${isSelected} aria-label=${t("gallery.picture", { name: one.file })}
       onClick=${(event) => select(event, index, onSelect, onGo)} onDblClick=${(event) => { onSelect(index, event); onOpen(index); }} onKeyDown=${(event) => onKey(event, index)}>
       <span class="frame" style=${{ "--ratio": one.width / one.height }}>
-        <img src=${pictureUrl(gallery.folder, one.file, 256, one.modified)} alt="" loading="lazy" decoding="async" />
+        <${Thumbnail} src=${pictureUrl(gallery.folder, one.file, 256, one.modified)} />
         ${showCut && one.crop && html`<i class="cut" style=${cutStyle(one)}></i>`}</span>
     </button>
     ${isSelected && html`<span class="mark"><${Icon} name="check" /></span>`}
+    ${one.left_out && html`<${LeftOut} folder=${gallery.folder} one=${one} />`}
     <p class="cell-line"><span class="file" title=${`${one.file}\n${one.width} × ${one.height}`}>${one.file}</span>
       ${one.repeats > 1 && html`<span title=${t("gallery.repeats", { n: one.repeats })}>×${one.repeats}</span>`}
+      ${one.automatic && caption === one.caption && html`<span class="automatic" title=${t("caption.automaticHint")}>${t("caption.automatic")}</span>`}
       ${warnings.length > 0 && html`<span class="warn" title=${warnings.map(said).join("\n")}><${Icon} name="warn" /><span class="hidden">${warnings.map(said).join(". ")}</span></span>`}
       <span class=${count > TOKENS ? "tokens over" : "tokens"} title=${t("gallery.tokens", { n: count, most: TOKENS })}>${count}</span>
       <button type="button" class="icon-button" tabindex="-1" aria-label=${t("gallery.open", { name: one.file })} onClick=${() => onOpen(index)}><${Icon} name="search" /></button></p>
