@@ -20,7 +20,7 @@ Event = dict[str, Any]
 class EventLog:
     """Events with increasing ids, each appended to the file of its job before anybody hears of it. Safe to use from several threads.
 
-    Kinds: job, step, saved, preview, log, loras, gallery, captioning, drawing. What a file holds of a line that a kill has cut off is passed over.
+    Kinds: job, step, saved, preview, measured, log, loras, gallery, captioning, drawing. What a file holds of a line that a kill has cut off is passed over.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import traceback
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from .output_files import OutputError
 from .run import Material, make_session, read_material
 from .session import Listener, Outcome, Session, StepReport
 from .state import find_states
+from .validate import Measurement
 
 if TYPE_CHECKING:
     from .jobs import JobQueue
@@ -180,6 +181,15 @@ class JobRun(Listener):
         self.job.previews = [entry for entry in self.job.previews if entry["file"] not in files] + new
         self.queue.store.save(self.job)
         self.tell("preview", step=step, previews=new)
+        self._began = time.monotonic()
+
+    def validated(self, session: Session, measurement: Measurement) -> None:
+        self._tell_steps()
+        told = asdict(measurement)
+        # a run that went on from a saved state measures some steps again
+        self.job.measured = [one for one in self.job.measured if one["step"] < measurement.step] + [told]
+        self.queue.store.save(self.job)
+        self.tell("measured", **told)
         self._began = time.monotonic()
 
     def paused(self, session: Session, is_paused: bool) -> None:

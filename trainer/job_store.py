@@ -47,6 +47,7 @@ class Job:
     lora: str | None = None
     saved: list[dict[str, Any]] = field(default_factory=list)
     previews: list[dict[str, Any]] = field(default_factory=list)
+    measured: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] | None = None
     position: int = 0
 

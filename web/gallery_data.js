@@ -45,6 +45,10 @@ export function galleryChanged(event) {
     setState({ gallery: { ...gallery, pictures } });
     return;
   }
+  if (event.left_out) {
+    setState({ gallery: { ...gallery, pictures: gallery.pictures.map((one) => (one.file in event.left_out ? { ...one, left_out: event.left_out[one.file] } : one)) } });
+    return;
+  }
   clearTimeout(timer);
   timer = setTimeout(reloadGallery, LATER);
 }

@@ -177,6 +177,10 @@ const TAKE = {
     const saved = (job.saved ?? []).filter((entry) => entry.name !== event.name);
     patchJob(event.job, { saved: [...saved, { step: event.step, name: event.name, tag: `<lora:${event.name}:1>` }], lora: event.name });
   },
+  measured({ job, step, held_out, drift }) {
+    const before = getState().jobs?.find((one) => one.id === job)?.measured ?? [];
+    patchJob(job, { measured: [...before.filter((one) => one.step < step), { step, held_out, drift }] });
+  },
   preview(event) {
     const whole = getState().details[event.job];
     if (!whole) early.set(event.job, withPreviews(early.get(event.job) ?? [], event.previews));
@@ -186,9 +190,10 @@ const TAKE = {
     setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));
   },
   drawing: (event) => takeDrawing(event.state),
+  captioning: (event) => setState({ captioning: event.state }),
   loras: () => refreshLoras(),
   gallery(event) {
     galleryChanged(event);
-    if (!event.captions) refreshGalleries();
+    if (!event.captions && !event.left_out) refreshGalleries();
   },
 };

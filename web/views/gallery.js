@@ -22,13 +22,20 @@ const CELL = 210;            // the least width of a cell
 const CELL_HEIGHT = 292;
 const GAP = 12;
 const SPARE_ROWS = 2;
-const SIDES = { sdxl: 1024, flux: 1024, sd3: 1024 };
+const SIDES = { sdxl: 1024, flux: 1024, sd3: 1024, demo: 64 };
+
+// The side that pictures are trained at: chosen, or the base's own.
+function sideOf(status, { resolution, base_model: chosen }) {
+  const base = chosen ?? status?.base?.name ?? status?.bases?.[0];
+  const family = base === "demo" ? base : status?.base?.name === base ? status?.base?.family : null;
+  return Number(resolution) || SIDES[family] || 512;
+}
 
 export function GalleryScreen() {
   const form = useForm();
-  const family = useStore((s) => s.status?.base?.family);
+  const side = sideOf(useStore((s) => s.status), form.more);
   const [showCut, setShowCut] = useState(false);
-  const resolution = showCut ? Number(form.more.resolution) || SIDES[family] || 512 : undefined;
+  const resolution = showCut ? side : undefined;
   const gallery = useGallery(form.folder, resolution);
   const error = useStore((s) => s.galleryError);
   const loading = useStore((s) => s.galleryLoading);
@@ -42,7 +49,7 @@ export function GalleryScreen() {
   const [only, setOnly] = useState(null);          // pictures of a finding: {label, files}
   const [captions, setCaptions] = useState(null);   // for which pictures captions are asked for: {files}
   const [compare, setCompare] = useState(false);
-  const check = useCheck(gallery, { resolution: Number(form.more.resolution) || SIDES[family] || 512, purpose: settingsOf(form).purpose, trigger: form.trigger.trim() || undefined,
+  const check = useCheck(gallery, { resolution: side, purpose: settingsOf(form).purpose, trigger: form.trigger.trim() || undefined,
     compare: compare || undefined });
   const found = useMemo(() => byPicture(check.report, language()), [check.report]);
   useEffect(() => { setSelected(new Set()); setOnly(null); }, [form.folder]);

@@ -15,7 +15,8 @@ let uPlot = null;
 const loadPlot = async () => { uPlot = (await import("../vendor/uplot.mjs")).default; };
 addStyle(new URL("../vendor/uplot.css", import.meta.url).href);
 
-// `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too.
+// `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too, and of a single run what was `measured` on held-out pictures,
+// [{step, held_out}], as percent above or below the base's loss.
 export function LossChart({ runs, height = 190 }) {
   const box = useRef(null);
   const [amount, setAmount] = useState(readAmount);
@@ -25,6 +26,9 @@ export function LossChart({ runs, height = 190 }) {
   const ids = runs.map((run) => run.id).join();
   const smoothing = useRef(amount);
   smoothing.current = amount;
+  const latest = useRef(runs);
+  latest.current = runs;
+  const measures = hasHeldOut(runs);
 
   useEffect(() => {
     for (const run of runs) if (!curveOf(run.id)) loadCurve(run.id).catch(() => {});
@@ -39,13 +43,13 @@ export function LossChart({ runs, height = 190 }) {
     const element = box.current;
     let describing = 0;
     const draw = () => {
-      const data = dataOf(runs, smoothing.current);
+      const data = dataOf(latest.current, smoothing.current);
       describing ||= setTimeout(() => {
         describing = 0;
-        element.setAttribute("aria-label", describe(runs));
+        element.setAttribute("aria-label", describe(latest.current));
       }, TOLD);
       if (!chart.current) {
-        if (data[0].length > 1) chart.current = makeChart(element, runs, data, height, setZoomed);
+        if (data[0].length > 1) chart.current = makeChart(element, latest.current, data, height, setZoomed);
         return;
       }
       const stays = chart.current.zoomed;
@@ -70,7 +74,7 @@ export function LossChart({ runs, height = 190 }) {
       chart.current?.plot.destroy();
       chart.current = null;
     };
-  }, [ids, height, amount, drawable]);
+  }, [ids, height, amount, drawable, measures]);
 
   const changed = (event) => {
     const value = Number(event.target.value);
@@ -110,8 +114,14 @@ function describe(runs) {
     const line = smooth(curve.losses, 0.9);
     return t("loss.described", { name: run.name, first: line[Math.min(9, line.length - 1)].toPrecision(3), last: line.at(-1).toPrecision(3), step: curve.steps.at(-1) });
   });
+  if (hasHeldOut(runs)) {
+    const last = runs[0].measured.at(-1);
+    parts.push(t("loss.heldOutNow", { share: percent(100 * last.held_out), step: last.step }));
+  }
   return parts.join(" ");
 }
+
+const hasHeldOut = (runs) => runs.length === 1 && runs[0].measured?.length > 0;
 
 function dataOf(runs, amount) {
   const tables = runs.map((run, i) => {
@@ -119,6 +129,9 @@ function dataOf(runs, amount) {
     const line = smooth(curve.losses, amount);
     return i === 0 ? [curve.steps, curve.losses, line] : [curve.steps, line];
   });
+  if (hasHeldOut(runs)) {
+    tables.push([runs[0].measured.map((one) => one.step), runs[0].measured.map((one) => 100 * one.held_out)]);
+  }
   return tables.length === 1 ? tables[0].map((column) => column.slice()) : uPlot.join(tables);
 }
 
@@ -133,12 +146,18 @@ function makeChart(element, runs, data, height, setZoomed) {
     if (i === 0) series.push({ label: t("loss.raw"), stroke: colour("--curve-faint"), width: 1, value: (_, v) => short(v), points: { show: false } });
     series.push({ label: runs.length > 1 ? run.name : t("loss.smoothed"), stroke, width: 2, value: (_, v) => short(v), points: { show: false }, spanGaps: true });
   });
+  const axes = [{ ...axis, size: 26, incrs: STEPS }, { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => +v.toPrecision(3)) }];
+  if (hasHeldOut(runs)) {
+    series.push({ label: t("loss.heldOut"), scale: "share", stroke: colour("--curve-2"), width: 2, value: (_, v) => (v == null ? "–" : percent(v)),
+      points: { show: true, size: 5, fill: colour("--curve-2") }, spanGaps: true });
+    axes.push({ ...axis, scale: "share", side: 1, size: 52, grid: { show: false }, values: (_, ticks) => ticks.map(percent) });
+  }
   made.plot = new uPlot({
     width: element.clientWidth || 400, height, series,
     legend: { live: true },
     cursor: { drag: { x: true, y: false } },
     scales: { x: { time: false } },
-    axes: [{ ...axis, size: 26, incrs: STEPS }, { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => +v.toPrecision(3)) }],
+    axes,
     hooks: {
       setSelect: [(plot) => {
         if (plot.select.width > 0) {
@@ -154,6 +173,8 @@ function makeChart(element, runs, data, height, setZoomed) {
   });
   return made;
 }
+
+const percent = (value) => `${value > 0 ? "+" : ""}${+value.toPrecision(2)}%`;
 
 // A canvas takes no custom property: what it comes to here and now.
 function resolved(element, name) {

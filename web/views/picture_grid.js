@@ -9,7 +9,7 @@ import { Icon } from "./parts.js";
 export function PictureGrid({ title, rows, columns, at, words }) {
   const [open, setOpen] = useState(null);
   return html`<div class="preview-scroll" tabindex="0" role="group" aria-label=${title}>
-      <table class="preview-grid"><thead><tr><th scope="col"><span class="hidden">${title}</span></th>
+      <table class="preview-grid" style=${{ "--columns": columns.length }}><thead><tr><th scope="col"><span class="hidden">${title}</span></th>
         ${columns.map((column) => html`<th scope="col" key=${column.key} title=${column.label}>${column.label}</th>`)}</tr></thead>
       <tbody>${rows.map((row) => html`<tr key=${row.key}><th scope="row">${row.label}</th>
         ${columns.map((column) => html`<td key=${column.key}>${at(row.key, column.key) && html`<button type="button" class="picture-button"

@@ -5,6 +5,7 @@ import { jobPath, post } from "../api.js";
 import { duration, number, said, t, when } from "../i18n.js";
 import { ACTIVE, currentJob, ENDED, loadJob, loadLog, takeJob } from "../live.js";
 import { isComfy, isWebui, promptOf, tryIt } from "../host.js";
+import { chooseLora } from "../try_form.js";
 import { askToNotify, canAskToNotify } from "../notify.js";
 import { Action, Badge, Empty, Icon, Problem, Progress, progressText } from "./parts.js";
 import { LossChart } from "./loss.js";
@@ -43,13 +44,16 @@ export function RunPanel({ id, wide }) {
     <${Outcome} job=${both} waiting=${waiting} />
     <${Controls} job=${job} waiting=${waiting} onError=${setError} />
     <${Problem} error=${error} onClose=${() => setError(null)} />
-    ${job.step > 0 && html`<${LossChart} runs=${[{ id, name: job.name }]} height=${wide ? 260 : 190} />`}
+    ${job.step > 0 && html`<${LossChart} runs=${[{ id, name: job.name, measured: heldOut(job) }]} height=${wide ? 260 : 190} />`}
     <${Previews} job=${both} />
     ${(job.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
     <${Facts} job=${both} />
     <${Log} id=${id} />
   </div>`;
 }
+
+// Of the pictures that are held back, where there are some.
+const heldOut = (job) => (job.measured ?? []).filter((one) => one.held_out !== null);
 
 function line(job) {
   if (job.status === "queued") return t("run.queued");
@@ -61,7 +65,7 @@ function Outcome({ job, waiting }) {
   if (waiting) return html`<p class="note"><${Icon} name="pause" />${t("run.waiting")}</p>`;
   if (job.status === "failed") return html`<${Problem} error=${{ message: job.message, details: job.details }} />`;
   if (job.status === "preparing" || !job.message) return null;
-  return html`<p class="note">${job.status === "completed" ? html`<${Icon} name="check" />` : ""}${said(job.message)}</p>`;
+  return html`<p class="note">${job.status === "completed" ? html`<${Icon} name="check" />` : ""}<span>${said(job.message)}</span></p>`;
 }
 
 function Controls({ job, waiting, onError }) {
@@ -71,7 +75,8 @@ function Controls({ job, waiting, onError }) {
   const lora = job.lora ?? job.saved?.at(-1)?.name;
   const resume = can.has("resume") && (job.status !== "queued" || waiting);
   return html`<div class="actions">
-    ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} primary=${["completed", "stopped"].includes(job.status)} onError=${onError} />`}
+    ${lora && ENDED.includes(job.status) && html`<a class="button primary" href="#/try" onClick=${() => chooseLora(job.name)}><${Icon} name="image" /><span>${t("run.try")}</span></a>`}
+    ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} onError=${onError} />`}
     ${button("pause", "pause", t("run.pause"))}
     ${resume && html`<${Action} icon="play" label=${t(job.status === "queued" ? "run.start" : "run.resume")} kind=${job.status === "stopped" ? "" : "primary"} run=${run("resume")} onError=${onError} />`}
     ${button("stop", "stop", t("run.stop"), "stop")}
@@ -83,14 +88,14 @@ function Controls({ job, waiting, onError }) {
   </div>`;
 }
 
-export function TryButton({ name, trigger, primary, onError, weight = 0.8 }) {
+export function TryButton({ name, trigger, onError, weight = 0.8 }) {
   const label = isWebui() ? t("try.send") : isComfy() ? t("try.node") : t("try.copy");
   const go = async () => {
     const done = await tryIt(name, trigger, weight);
     if (!done) throw new Error(t("try.byHand", { prompt: promptOf(name, trigger, weight) }));
     toast(t(`try.${done}`, { prompt: promptOf(name, trigger, weight) }));
   };
-  return html`<${Action} icon=${isWebui() || isComfy() ? "wand" : "copy"} label=${label} kind=${primary ? "primary" : ""} run=${go} onError=${onError}
+  return html`<${Action} icon=${isWebui() || isComfy() ? "wand" : "copy"} label=${label} run=${go} onError=${onError}
     title=${promptOf(name, trigger, weight)} />`;
 }
 

@@ -128,6 +128,7 @@ function Told({ form, plan }) {
   const settings = spread(settingsOf(form), told.steps);
   return html`<div class="told" role="status">
     <p><strong>${planSentence(told)}</strong><span>${moreOf(settings)}</span>${ofBase(told) && html`<span>${ofBase(told)}</span>`}</p>
+    ${told.captions && html`<p class="note"><${Icon} name="wand" />${t("plan.captions", { n: told.captions.count, model: told.captions.model, into: told.captions.into })}</p>`}
     ${(told.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
   </div>`;
 }

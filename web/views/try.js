@@ -5,12 +5,11 @@ import { fromServer, get, post } from "../api.js";
 import { number, said, t, when } from "../i18n.js";
 import { promptOf } from "../host.js";
 import { refreshLoras, takeDrawing } from "../live.js";
+import { keepTry, readTry } from "../try_form.js";
 import { Action, Choice, Empty, Field, Problem } from "./parts.js";
 import { PictureGrid } from "./picture_grid.js";
 import { TryButton } from "./run.js";
 
-const KEPT = "hotlora.try";
-const EMPTY = { lora: "", step: "", weight: 0.8, prompt: null, negative: "", seed: "1", steps: "25", width: "", height: "", how: "pair" };
 const WEIGHTS = [0, 0.4, 0.6, 0.8, 1, 1.2];
 const ROWS = 8;
 
@@ -27,23 +26,13 @@ export function TryScreen() {
         : html`<${Empty} icon="image" title=${t("try.nothing")}><p>${t("try.hint")}</p><//>`}</section></div>`;
 }
 
-function read() {
-  try {
-    return { ...EMPTY, ...JSON.parse(localStorage.getItem(KEPT) ?? "{}") };
-  } catch {
-    return { ...EMPTY };
-  }
-}
-
 function TryForm({ loras }) {
-  const [form, setForm] = useState(read);
+  const [form, setForm] = useState(readTry);
   const [error, setError] = useState(null);
   const change = (patch) => {
     const next = { ...form, ...patch };
     setForm(next);
-    try {
-      localStorage.setItem(KEPT, JSON.stringify(next));
-    } catch { /* it holds until the page is closed */ }
+    keepTry(next);
   };
   const lora = loras.find((one) => one.name === form.lora) ?? loras[0];
   const name = lora.steps.find((step) => step.name === form.step)?.name ?? lora.tag.replace(/^<lora:(.*):1>$/, "$1");
