@@ -1,11 +1,14 @@
 """From 12 pictures to a LoRA that can be seen, on the embedded base, in both languages at once; HOTLORA_SCREENSHOTS=1 writes the READMEs' pictures."""
 import io
 import os
+import tempfile
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from hotlora.tests.trainer.ui_server import UiServer
 from hotlora.tests.web.screenshots import shot
 from hotlora.trainer.demo.judge import shows_mascot
 from hotlora.trainer.demo.run_demo import GALLERY_DIR
@@ -21,7 +24,9 @@ LONG = 30 * 60_000
 def shots(pages: dict, screen: str) -> None:
     """The screen in each language as the READMEs show it; HOTLORA_SCREENSHOTS=all adds dark and narrow ones to look at."""
     for language, page in pages.items():
-        page.wait_for_load_state("networkidle") if screen == "gallery" else None
+        page.mouse.move(0, 0)
+        while page.locator(".toast").count():
+            page.locator(".toast .icon-button").first.click()
         shot(page, f"{screen}-{language}")
         if os.environ.get("HOTLORA_SCREENSHOTS") == "all":
             page.emulate_media(color_scheme="dark")
@@ -45,12 +50,19 @@ def drawn(server, page) -> list[Image.Image]:
     return [Image.open(io.BytesIO(server.request("GET", source.removeprefix(server.url))[1])).convert("RGB") for source in sources]
 
 
+@pytest.fixture
+def server():
+    """In a folder whose name is short, as it is in the pictures."""
+    with tempfile.TemporaryDirectory(prefix="hotlora-", ignore_cleanup_errors=True) as folder, UiServer(Path(folder)) as started:
+        yield started
+
+
 def test_from_pictures_to_a_lora_that_can_be_seen(server, open_page):
     pages = {language: open_page(server, viewport={"width": 1280, "height": 860}, locale=locale) for language, locale in LANGUAGES.items()}
     page = pages["en"]
+    page.get_by_label("Name", exact=True).fill("mascot")
     page.locator(".dropzone input[type=file]").set_input_files(sorted(map(str, GALLERY_DIR.iterdir())))
     page.get_by_text("12 pictures, 12 with a caption.").wait_for()
-    page.get_by_label("Name", exact=True).fill("mascot")
     page.get_by_label("Trigger word").fill("sks")
     page.get_by_role("radio", name="Object").check()
     set_advanced(page, {"preview_prompts": PROMPTS})

@@ -135,7 +135,7 @@ function Told({ form, plan }) {
 
 export function planSentence(told) {
   const parts = [t("plan.pictures", { n: told.pictures, shown: number(told.pictures) }), t("plan.steps", { n: told.steps, shown: number(told.steps) })];
-  if (told.seconds != null) parts.push(t("plan.time", { time: duration(told.seconds) }));
+  if (told.seconds != null) parts.push(t("plan.time", { time: duration(Math.max(1, told.seconds)) }));
   if (told.memory) parts.push(told.memory_total ? t("plan.memory", { used: gigabytes(told.memory), total: gigabytes(told.memory_total) }) : t("plan.memoryAlone", { used: gigabytes(told.memory) }));
   return parts.join(t("comma"));
 }
