@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--output-dir", type=Path, default=Path("output"), help="folder for LoRAs, jobs and galleries (default: output)")
     page.add_argument("--gallery-root", action="append", type=Path, default=[], help="allow pictures from this folder only; may be given several times")
     page.add_argument("--device", default="auto")
+    page.add_argument("--models-dir", type=Path, action="append", help="where captioning models lie and are downloaded to (default: models); may be given several times")
     page.set_defaults(run=_ui)
     draw = commands.add_parser("generate", help="draw pictures; the prompt may hold <lora:name:weight>")
     draw.add_argument("--base", default="demo", help="a .safetensors file, a diffusers folder, or demo (default)")
@@ -171,7 +172,7 @@ def try_command(config: TrainConfig, name: str) -> str:
 def _ui(options: argparse.Namespace) -> int:
     from .hosts.standalone_host import serve
 
-    serve(options.base, options.listen, options.port, options.output_dir, options.device, options.gallery_root)
+    serve(options.base, options.listen, options.port, options.output_dir, options.device, options.gallery_root, options.models_dir)
     return 0
 
 

@@ -109,7 +109,7 @@ def _finding_dict(finding: Finding) -> dict[str, Any]:
     return {
         "code": finding.code, "part": finding.part, "severity": finding.severity, "severity_name": _both(texts.SEVERITIES[finding.severity]),
         "files": list(finding.files), "values": {name: value for name, value in finding.values.items() if name != "worst"},
-        **{key: {language: said[language][key] for language in texts.LANGUAGES} for key in ("what", "why", "do")},
+        **{key: {language: said[language][key] for language in texts.LANGUAGES} for key in ("what", "why", "do", "mark")},
         "points_lost": round(min(1.0, finding.lost) * PARTS[finding.part], 1),
         "action": None if action is None else {"kind": action.kind, "name": _both(texts.ACTIONS[action.kind]), "files": list(action.files),
                                                "values": action.values}}

@@ -36,7 +36,7 @@ class KnownPictures:
             version = [state.st_mtime_ns, state.st_size, max_megapixels]
         except OSError:
             return check_picture(read_bytes(path, max_megapixels), max_megapixels)
-        entry = self._old.get(key)
+        entry = self._seen.get(key) or self._old.get(key)
         if not (isinstance(entry, list) and len(entry) == 4 and entry[:3] == version):
             entry = [*version, asdict(check_picture(read_bytes(path, max_megapixels), max_megapixels))]
         self._seen[key] = entry

@@ -41,7 +41,7 @@ def open_gallery(captioner, open_page):
         if trigger:
             page.get_by_label("Trigger word").fill(trigger)
         if subject:
-            page.get_by_text(subject, exact=True).click()
+            page.get_by_role("radio", name=subject).check()
         page.locator(".strip img").first.wait_for()
         page.goto(f"{captioner.url}/hotlora/#/gallery")
         page.locator(".cell").first.wait_for()
@@ -143,7 +143,7 @@ def test_the_check_shows_its_findings_on_the_pictures_and_leaves_out_at_a_click(
     assert page.locator(".checks .parts li").count() == 5
     copies = page.locator(".finding", has_text="1 copy of a file that is there already")
     assert "counts double" in copies.inner_text() and "leave the copies out" in copies.inner_text()
-    assert "almost one colour" in page.locator(".cell", has=page.get_by_label("Caption of grey.png")).locator(".warn").get_attribute("title")
+    assert "almost of one colour" in page.locator(".cell", has=page.get_by_label("Caption of grey.png")).locator(".warn").get_attribute("title")
     copies.get_by_role("button", name="Show 2").click()
     page.locator(".gallery-bar", has_text="2 of 8 pictures").wait_for()
     page.locator(".gallery-bar .chip").click()
@@ -158,7 +158,8 @@ def test_the_check_shows_its_findings_on_the_pictures_and_leaves_out_at_a_click(
     cell.get_by_role("button", name="left out").click()
     copies.wait_for()
     assert left_out(gallery) == set()
-    # the same by selection, and undone from the message
+    # the same by selection, and undone from the message; the message of before must be gone
+    page.get_by_role("button", name="Undo").wait_for(state="detached")
     page.locator(".thumb").nth(0).click()
     page.locator(".gallery-bar").get_by_role("button", name="Leave out").click()
     until(page, lambda: left_out(gallery) == {"0.png"})

@@ -19,6 +19,7 @@ from .vocabulary import Section
 from .writing import FORMS, undo, write_new
 from ..galleries import captions_of
 from ..gallery_files import existing_folder, list_files, relative_name
+from ..left_out import left_out
 from ..pictures import UnreadablePicture, read_picture
 
 log = logging.getLogger(__name__)
@@ -78,16 +79,17 @@ class CaptionReport:
 
 
 def pictures_without(folder: str | Path, again: bool = False, only: tuple[str, ...] | None = None) -> tuple[Path, list[Path], int]:
-    """The gallery's root, its pictures that are to be captioned, and how many others there are."""
+    """The gallery's root, its pictures that are to be captioned, and how many others have a caption. What is left out needs none."""
     root = existing_folder(folder)
     files = list_files(root)
     places, _, _ = captions_of(root, files)
     marks = Marks(root) if again else None
     if only is not None and (unknown := [name for name in only if name not in {relative_name(path, root) for path in files.pictures}]):
         raise ValueError(f"there is no picture {unknown[0][:200]} in {root}; load the gallery again")
-    chosen = [path for path in files.pictures if (only is None or relative_name(path, root) in only)
+    wanted = set(only) if only is not None else {relative_name(path, root) for path in files.pictures}.difference(left_out(root))
+    chosen = [path for path in files.pictures if relative_name(path, root) in wanted
               and (not places[path].caption or marks is not None and marks.is_automatic(relative_name(path, root), places[path].caption))]
-    return root, chosen, len(files.pictures) - len(chosen)
+    return root, chosen, sum(bool(place.caption) for place in places.values()) - sum(bool(places[path].caption) for path in chosen)
 
 
 def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes: CaptionWishes = CaptionWishes(),

@@ -62,7 +62,7 @@ TEXTS: dict[str, dict[str, Sentences]] = {
         "zh": ("{extra} 张近似副本（缩放、镜像、裁切或重存）", "重复的图权重加倍，容易被死记", "每组只留最好的一张")},
     "same_background": {
         "en": ("{count} of {total} pictures have the same background", "the background becomes part of what is learned", "add pictures in other places, or name the background in the captions"),
-        "zh": ("{total} 张中有 {count} 张背景相同", "背景会成为所学内容的一部分", "增加其他场景的图，或在标注中写明背景")},
+        "zh": ("{total} 张中有 {count} 张背景相同", "背景会成为所学内容的一部分", "增加其他场景的图，或在描述中写明背景")},
     "same_framing": {
         "en": ("{count} of {total} pictures are framed the same way", "the LoRA draws this framing only", "add close and wide views, and other sides"),
         "zh": ("{total} 张中有 {count} 张构图相同", "LoRA 只会画这一种构图", "增加特写、远景和其他角度")},
@@ -71,40 +71,40 @@ TEXTS: dict[str, dict[str, Sentences]] = {
         "zh": ("几乎所有图的{place}侧都有相同的线条", "水印、标志或日期会最先被学进去", "将其裁掉")},
     "no_caption": {
         "en": ("{n} without a caption", "what a caption does not name becomes part of the trigger word", "make captions, or write them"),
-        "zh": ("{n}没有标注", "标注没写的内容都会并入触发词", "自动生成或手写标注")},
+        "zh": ("{n}没有描述", "描述没写的内容都会并入触发词", "自动生成或手写描述")},
     "no_trigger": {
         "en": ("no trigger word is set", "without one nothing calls up what was learned", "set trigger to a word that has no meaning yet, such as sks"),
         "zh": ("没有设置触发词", "没有触发词就无法唤出所学内容", "把 trigger 设为一个无意义的词，如 sks")},
     "trigger_missing": {
         "en": ("{n} whose caption lacks the trigger word {trigger}", "training puts it first by itself", "nothing has to be done; it can be written into the captions"),
-        "zh": ("{n}的标注缺少触发词 {trigger}", "训练时会自动加在最前", "无需处理，也可以写进标注")},
+        "zh": ("{n}的描述缺少触发词 {trigger}", "训练时会自动加在最前", "无需处理，也可以写进描述")},
     "praise_only": {
         "en": ("{n} whose caption is praise only (\"{example}\")", "such words describe nothing and are not needed to draw", "say what is to be seen"),
-        "zh": ("{n}的标注只有赞美词（“{example}”）", "这些词没有描述任何内容", "写出画面里有什么")},
+        "zh": ("{n}的描述只有赞美词（“{example}”）", "这些词没有描述任何内容", "写出画面里有什么")},
     "short_caption": {
         "en": ("{n} whose caption has fewer than 3 words (\"{example}\")", "place, pose and light become part of what is learned", "name what should stay changeable"),
-        "zh": ("{n}的标注不足 3 个词（“{example}”）", "地点、姿势和光线会并入所学内容", "写出希望保持可变的内容")},
+        "zh": ("{n}的描述不足 3 个词（“{example}”）", "地点、姿势和光线会并入所学内容", "写出希望保持可变的内容")},
     "same_caption": {
         "en": ("{n} share a caption (\"{example}\")", "what differs between the pictures is named nowhere", "describe each picture by what is special about it"),
-        "zh": ("{n}使用同一标注（“{example}”）", "图片之间的差别没有写出来", "分别写出每张图的特点")},
+        "zh": ("{n}使用同一描述（“{example}”）", "图片之间的差别没有写出来", "分别写出每张图的特点")},
     "too_long": {
         "en": ("{n} whose caption is longer than {limit} tokens (up to {tokens}); it is cut after \"... {end}\"", "the text encoder does not read the rest",
                "put what matters first, or shorten it"),
-        "zh": ("{n}的标注超过 {limit} 个 token（最多 {tokens}），在“… {end}”之后被截断", "文本编码器读不到后面的内容", "把重点放在前面，或缩短")},
+        "zh": ("{n}的描述超过 {limit} 个 token（最多 {tokens}），在“… {end}”之后被截断", "文本编码器读不到后面的内容", "把重点放在前面，或缩短")},
     "wrong_caption": {
         "en": ("{n} whose caption fits other pictures better (\"{example}\")", "a wrong caption teaches the wrong thing", "look at them, and correct the caption"),
-        "zh": ("{n}的标注更像是别的图的（“{example}”）", "错误的标注会教错内容", "检查并改正标注")},
+        "zh": ("{n}的描述更像是别的图的（“{example}”）", "错误的描述会教错内容", "检查并改正描述")},
 }
 PLACES = {"top": "上", "bottom": "下", "left": "左", "right": "右"}
 PART_NAMES = {"amount": ("number of pictures", "图片数量"), "quality": ("quality of the pictures", "图片质量"), "duplicates": ("no copies", "无重复"),
-              "variety": ("variety", "多样性"), "captions": ("captions", "标注")}
+              "variety": ("variety", "多样性"), "captions": ("captions", "描述")}
 SEVERITIES = {"fix": ("fix this first", "请先处理"), "look": ("look at this", "建议查看"), "note": ("note", "提示")}
-ACTIONS = {"leave_out": ("leave out", "排除"), "add_trigger": ("add the trigger word", "加上触发词"), "make_captions": ("make captions", "生成标注")}
+ACTIONS = {"leave_out": ("leave out", "排除"), "add_trigger": ("add the trigger word", "加上触发词"), "make_captions": ("make captions", "生成描述")}
 VERDICTS = {"good": ("would train as is", "可以直接训练"), "fix": ("fix these first: {what}", "请先处理：{what}")}
 
 
 def sentences(finding: Finding, language: str) -> dict[str, str]:
-    """`what`, `why` and `do` of a finding as whole sentences without a full stop."""
+    """`what`, `why` and `do` of a finding as whole sentences without a full stop; `mark` is what is said on a picture itself."""
     values: dict[str, Any] = dict(finding.values)
     count = len(finding.files)
     values["n"] = (f"{count} picture" + ("" if count == 1 else "s")) if language == "en" else f"{count} 张图"
@@ -113,4 +113,4 @@ def sentences(finding: Finding, language: str) -> dict[str, str]:
     if language == "zh" and "place" in values:
         values["place"] = PLACES[values["place"]]
     what, why, advice = (text.format_map(values) for text in TEXTS[finding.code][language])
-    return {"what": what, "why": why, "do": advice}
+    return {"what": what, "why": why, "do": advice, "mark": TEXTS[finding.code][language][0].format_map({**values, "n": ""}).strip()}

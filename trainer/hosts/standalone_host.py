@@ -65,8 +65,10 @@ class StandaloneHost:
 
     name = "standalone"
 
-    def __init__(self, home: Path, bases: list[str], device: str = "auto", gallery_roots: list[Path] | None = None) -> None:
+    def __init__(self, home: Path, bases: list[str], device: str = "auto", gallery_roots: list[Path] | None = None,
+                 models: list[Path] | None = None) -> None:
         self.home, self._device, self.gallery_roots = home.resolve(), device, gallery_roots
+        self._models = [folder.resolve() for folder in models or [Path("models")]]
         self._paths = {_name(path): path for path in bases}
         self._loaded: tuple[str, SharedBackend] | None = None
         self._users, self._loading = 0, threading.Lock()
@@ -75,7 +77,7 @@ class StandaloneHost:
         return [self.home / "loras"]
 
     def model_folders(self) -> list[Path]:
-        return [Path("models").resolve()]
+        return self._models
 
     def base(self) -> dict | None:
         loaded = self._loaded
@@ -146,7 +148,7 @@ def _name(base: str) -> str:
     return base if base == "demo" else Path(base).name
 
 
-def serve(bases: list[str], listen: str, port: int, output_dir: Path, device: str, roots: list[Path]) -> None:
+def serve(bases: list[str], listen: str, port: int, output_dir: Path, device: str, roots: list[Path], models: list[Path] | None = None) -> None:
     """Run the server until Ctrl-C or SIGTERM; a training that runs is then stopped with its work saved."""
     import signal
     import threading
@@ -158,7 +160,7 @@ def serve(bases: list[str], listen: str, port: int, output_dir: Path, device: st
 
     # others on the network see only what they were given
     bounded = roots or ([] if loopback_names(listen) is None else None)
-    host = StandaloneHost(output_dir, find_bases(bases), device, bounded)
+    host = StandaloneHost(output_dir, find_bases(bases), device, bounded, models)
     jobs = JobQueue(host)
     try:
         server = Server(Api(host, jobs, Policy(hosts=loopback_names(listen))), listen, port)
