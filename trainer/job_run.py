@@ -15,7 +15,7 @@ import torch
 from .backend import Backend, BaseChanged
 from .config import TrainConfig
 from .gallery_files import existing_folder, printable
-from .job_settings import checked_settings, placed, with_preset
+from .job_settings import base_of, checked_settings, placed, with_preset
 from .job_store import Job, LossFile
 from .listeners import RunLog, TensorBoard
 from .output_files import OutputError
@@ -90,7 +90,7 @@ class JobRun(Listener):
             self.queue.events.add("gallery", folder=printable(existing_folder(config.train_data_dir)))
         self._raise_if_stopped()
         if not self.job.config:
-            config = with_preset(config, self.job.settings, self.job.preset, len(material.gallery.examples))
+            config = with_preset(config, self.job.settings, self.job.preset, len(material.gallery.examples), base_of(self.host, config))
             self.job.config = config.to_dict()
         self.job.pictures, self.job.trigger = len(material.gallery.examples), config.trigger
         self.job.warnings = warnings + material.gallery.warnings

@@ -68,18 +68,23 @@ def name_of(config: TrainConfig) -> str:
     return config.name or safe_name(Path(config.train_data_dir).resolve().name)
 
 
-def with_preset(config: TrainConfig, given: dict[str, Any], preset: str | None, pictures: int) -> TrainConfig:
+def base_of(host: Host, config: TrainConfig) -> str | None:
+    """What is trained on, where the host offers a choice; else the setting means nothing."""
+    return config.base_model if host.bases() else None
+
+
+def with_preset(config: TrainConfig, given: dict[str, Any], preset: str | None, pictures: int, base: str | None) -> TrainConfig:
     """The config with what the preset says where the page said nothing."""
     if preset is None:
         return config
     values = {key: getattr(config, key) for key, value in given.items() if key in SETTINGS and value is not None}
-    filled = apply_preset(values, preset, pictures, config.base_model)
-    return replace(config, **{key: filled[key] for key in (*preset_of(preset, config.base_model), "steps") if filled.get(key) is not None})
+    filled = apply_preset(values, preset, pictures, base)
+    return replace(config, **{key: filled[key] for key in (*preset_of(preset, base), "steps") if filled.get(key) is not None})
 
 
-def filled_by(config: TrainConfig, given: dict[str, Any], preset: str | None) -> dict[str, Any]:
+def filled_by(given: dict[str, Any], preset: str | None, base: str | None) -> dict[str, Any]:
     """What the preset has set where the page said nothing, by name."""
-    chosen = {} if preset is None else preset_of(preset, config.base_model)
+    chosen = {} if preset is None else preset_of(preset, base)
     return {name: value for name, value in chosen.items() if name != "steps" and given.get(name) is None}
 
 
@@ -96,7 +101,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     pictures = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
     captions = planned_captions(config, tuple(host.model_folders()))
     seen = sum(config.repeats * folder_repeats(path, root)[0] for path in pictures)
-    config = with_preset(config, settings, preset, len(pictures))
+    config = with_preset(config, settings, preset, len(pictures), base_of(host, config))
     group = config.batch_size * config.gradient_accumulation_steps
     steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(pictures), group))
     needs = needs_of(config, host.family(config.base_model), host.device())
@@ -110,7 +115,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
         warnings.insert(0, f"all pictures of {root} are left out; put some back" if unwanted else f"{root} has no pictures; add some first")
     return {"pictures": len(pictures), "steps": steps, "seconds": seconds, "measured": seconds_per_picture is not None,
             "memory": needs.bytes if needs else None, "memory_total": needs.total if needs else None, "sentence": ", ".join(parts), "name": name_of(config),
-            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(config, settings, preset),
+            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(settings, preset, base_of(host, config)),
             "warnings": warnings,
             "captions": captions and {"count": len(captions.names), "model": captions.model_name, "into": captions.into, "sentence": captions.sentence()},
             "can_train": not reason and bool(pictures), "reason": reason}

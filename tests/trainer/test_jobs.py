@@ -358,3 +358,10 @@ def test_the_job_file_is_plain_json(jobs, settings):
     job = ended(jobs, jobs.submit({**settings, "steps": 1}, None))
     values = json.loads(Path(jobs.store.folder / job.id / "job.json").read_bytes())
     assert values["status"] == "completed" and values["config"]["steps"] == 1
+
+
+def test_a_host_without_a_choice_of_bases_has_the_usual_presets(jobs, host, settings):
+    """What it trains on is its own, whatever base_model says by default."""
+    host.bases = lambda: []
+    told = jobs.plan({**settings, "lora_rank": None, "learning_rate": None}, "balanced")
+    assert told["filled"] == {"lora_rank": 16, "learning_rate": 1e-4}

@@ -375,3 +375,14 @@ def test_loss_on_held_out_pictures_is_drawn_beside_the_curve(server, open_page):
     until(page, lambda: f"against the base at step {measured[-1]['step']}." in page.locator(".plot").get_attribute("aria-label"))
     page.reload()
     page.locator(".u-legend", has_text="held-out pictures, against the base").wait_for()
+
+
+def test_pictures_without_captions_and_trigger_are_warned_of_before_the_start(shared_server, open_page, gallery):
+    for caption in gallery.glob("*.txt"):
+        caption.unlink()
+    page = open_page(shared_server)
+    page.locator("input[list=hl-folders]").fill(str(gallery))
+    page.get_by_text("no prompt can ask for what is learned").wait_for()
+    page.get_by_role("button", name="Use sks").click()
+    assert page.get_by_label("Trigger word").input_value() == "sks"
+    page.get_by_text("no prompt can ask for what is learned").wait_for(state="detached")

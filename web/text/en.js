@@ -78,6 +78,8 @@ export default {
   "plan.memoryAlone": ({ used }) => `about ${used} GB`,
   "plan.ofBase": ({ list }) => `this base has settings of its own: ${list}`,
   "plan.captions": ({ n, model, into }) => `First ${model} writes ${n} ${s(n, "caption", "captions")} that ${s(n, "is", "are")} missing, into ${into} of the folder; they can be taken out again. To turn this off: Advanced, Auto caption.`,
+  "plan.noTrigger": "No picture has a caption: without a trigger word no prompt can ask for what is learned.",
+  "plan.useTrigger": ({ word }) => `Use ${word}`,
   "plan.previews": ({ n }) => `a preview every ${s(n, "step", `${n} steps`)}`,
   "plan.noPreviews": "no previews",
   "plan.saves": ({ n }) => `saved every ${s(n, "step", `${n} steps`)}`,

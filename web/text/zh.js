@@ -76,6 +76,8 @@ export default {
   "plan.memoryAlone": ({ used }) => `内存约 ${used} GB`,
   "plan.ofBase": ({ list }) => `这个底模有自己的设置：${list}`,
   "plan.captions": ({ n, model, into }) => `会先由 ${model} 补写 ${n} 条缺少的描述，写入文件夹里的 ${into}，可以撤销。关闭方法：高级设置里的“自动描述”。`,
+  "plan.noTrigger": "没有一张图片有描述：不填触发词，提示词就无法调用学到的内容。",
+  "plan.useTrigger": ({ word }) => `使用 ${word}`,
   "plan.previews": ({ n }) => `每 ${n} 步画一次预览`,
   "plan.noPreviews": "不画预览",
   "plan.saves": ({ n }) => `每 ${n} 步保存一次`,

@@ -129,8 +129,17 @@ function Told({ form, plan }) {
   return html`<div class="told" role="status">
     <p><strong>${planSentence(told)}</strong><span>${moreOf(settings)}</span>${ofBase(told) && html`<span>${ofBase(told)}</span>`}</p>
     ${told.captions && html`<p class="note"><${Icon} name="wand" />${t("plan.captions", { n: told.captions.count, model: told.captions.model, into: told.captions.into })}</p>`}
+    <${NothingToCallIt} form=${form} />
     ${(told.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
   </div>`;
+}
+
+// Without captions and without a trigger word a run learns, but no prompt can ask for it.
+function NothingToCallIt({ form }) {
+  const gallery = useStore((s) => s.gallery);
+  if (form.trigger.trim() || gallery?.folder !== form.folder.trim() || !gallery.pictures.length || gallery.pictures.some((one) => one.caption)) return null;
+  return html`<p class="warning"><${Icon} name="warn" /><span>${t("plan.noTrigger")}
+    ${" "}<button type="button" class="link" onClick=${() => changeForm({ trigger: "sks" })}>${t("plan.useTrigger", { word: "sks" })}</button></span></p>`;
 }
 
 export function planSentence(told) {
