@@ -5,11 +5,13 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.sd
 import comfy.utils
+import folder_paths
 import torch
 from server import PromptServer
 
@@ -81,7 +83,7 @@ def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: 
         name = values["name"]
         config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})
-        material = read_material(config)
+        material = read_material(config, True, (Path(folder_paths.models_dir),), str(mm.get_torch_device()), _raise_if_cancelled)
         backend = ComfyBackend(model, clip, vae)
         progress = NodeProgress(node_id)
         steps = apply_preset(values, preset, len(material.gallery.examples))["steps"]

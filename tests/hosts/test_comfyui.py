@@ -57,7 +57,7 @@ def wait_for_step(server: ComfyServer, name: str, step: int = 1) -> None:
 
 
 def test_the_nodes_are_there_with_tooltips_and_no_extra_package_is_needed(comfy):
-    for node in ("HotLoRAGallery", "HotLoRATrain", "HotLoRASettings", "HotLoRAPrompt", "HotLoRACompare"):
+    for node in ("HotLoRAGallery", "HotLoRACaption", "HotLoRATrain", "HotLoRASettings", "HotLoRAPrompt", "HotLoRACompare"):
         info = comfy.get(f"/object_info/{node}")[node]
         inputs = {**info["input"].get("required", {}), **info["input"].get("optional", {})}
         assert inputs and all(options[1].get("tooltip") for options in inputs.values())
@@ -253,7 +253,7 @@ def test_the_translations_name_every_node_input_and_output(comfy, root):
             if language == "en":
                 assert texts["description"] == info["description"] and texts["display_name"] == info["display_name"]
                 assert all(texts["inputs"][name]["tooltip"] == options[1]["tooltip"] for name, options in inputs.items())
-        assert len(told) == 5
+        assert len(told) == 6
 
 
 @pytest.mark.slow

@@ -1,0 +1,37 @@
+"""Captions that another program has made, written as automatic ones: into what is missing, marked, and undoable."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from .automatic import CaptionReport, CaptionWishes, pictures_without
+from .models import Said
+from .templates import compose
+from .writing import write_new
+from ..gallery_files import list_files, relative_name
+from ..left_out import left_out
+
+NAME = "another captioner"
+
+
+def write_given(root: Path, captions: list[str], wishes: CaptionWishes = CaptionWishes()) -> CaptionReport:
+    """Write captions for the pictures of a gallery in its order: a list, or one text with a line for each picture.
+
+    There must be one for each picture that is not left out, or one for each whose caption is missing. ValueError for any other number.
+    """
+    began = time.monotonic()
+    unwanted = left_out(root)
+    everything = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
+    _, missing, kept = pictures_without(root, wishes.again, wishes.only)
+    missing = [path for path in missing if path in set(everything)]
+    if len(captions) == 1 and len(everything) != 1:
+        captions = [line for line in captions[0].splitlines() if line.strip()]
+    if len(captions) not in (len(everything), len(missing)):
+        raise ValueError(f"there are {len(captions)} captions for {len(everything)} pictures, of which {len(missing)} have none; give one for each picture in the "
+                         "order of their names, as a list or one a line")
+    pictures = everything if len(captions) == len(everything) else missing
+    texts = {path: compose(Said(caption), wishes.purpose, wishes.trigger, wishes.subject) for path, caption in zip(pictures, captions) if path in set(missing)}
+    written = write_new(root, texts, NAME, wishes.purpose, wishes.into, wishes.again)
+    report = CaptionReport({relative_name(path, root): text for path, text in written.items()}, kept, len(missing) - len(written), {}, NAME)
+    report.seconds = time.monotonic() - began
+    return report
