@@ -40,6 +40,14 @@ def without_autocast(device_type: str):
     return torch.autocast(device_type, enabled=False) if autocast_dtype(device_type) else nullcontext()
 
 
+def safe_attention(x: torch.Tensor):
+    """A context for torch's attention over `x`. On a CPU in bfloat16 the backward of torch 2.1's fast kernel writes beyond its memory as
+    soon as there are two threads (2.2 and 2.3 do not), so the plain one is taken there."""
+    if x.device.type == "cpu" and compute_dtype(x) == torch.bfloat16 and torch.__version__.startswith("2.1."):
+        return torch.backends.cuda.sdp_kernel(enable_flash=False, enable_math=True, enable_mem_efficient=False)
+    return nullcontext()
+
+
 def alias(x: torch.Tensor) -> torch.Tensor:
     """A normal tensor over the same memory as `x`; `x` itself unless it is an inference tensor."""
     if not x.is_inference():

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..backend import SampleRequest, stack_text
 from ..checkpointing import set_checkpointing
-from ..frozen import borrowed
+from ..frozen import borrowed, frozen_forward, safe_attention
 from ..lora_keys import UNetLayout, layout_of, ldm_path, text_path
 from ..objective import Prediction
 from .folder import load_folder
@@ -25,6 +25,8 @@ from .sampling import draw
 from .single_file import load_single_file
 
 DEMO_DIR = Path(__file__).parent.parent / "demo" / "base"
+ATTENTIONS = ("Attention", "CLIPAttention", "CLIPSdpaAttention")
+"""Classes that call torch's attention; matched by name, as diffusers is not imported here."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 log = logging.getLogger(__name__)
 _hashes: dict[tuple, str] = {}
@@ -167,7 +169,7 @@ class StandaloneBackend:
         modules = self.components().values()
         with ExitStack() as stack:
             for module in modules:
-                stack.enter_context(borrowed(module))
+                stack.enter_context(borrowed(module, _forward_for))
                 module.eval()
             self._borrowed = True
             try:
@@ -216,6 +218,21 @@ class StandaloneBackend:
         gc.collect()
         if self.device.type in ("cuda", "xpu", "mps"):
             getattr(torch, self.device.type).empty_cache()
+
+
+class _SafeAttention:
+    """Forward of an attention of diffusers or transformers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args, **kwargs):
+        with safe_attention(args[0] if args else kwargs["hidden_states"]):
+            return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def _forward_for(module: nn.Module):
+    return _SafeAttention(module) if type(module).__name__ in ATTENTIONS else frozen_forward(module)
 
 
 def pick_device(name: str) -> torch.device:

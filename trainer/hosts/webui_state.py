@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from modules import call_queue, lowvram, sd_hijack_optimizations, sd_models, sd_unet, shared
 from torch import nn
 
-from ..frozen import compute_dtype, frozen_forward
+from ..frozen import frozen_forward, safe_attention
 
 SLICE_SECONDS, SLICE_STEPS = 5.0, 2
 """Where the host's lock does not tell who waits for it, it is given up this often."""
@@ -142,11 +142,9 @@ def attention_with_backward() -> Iterator[None]:
 
 
 def _attention(self: nn.Module, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """torch's, for the host's layers. On a CPU in bfloat16 the backward of torch 2.1's fast kernel writes beyond its memory."""
-    if x.device.type == "cpu" and compute_dtype(x) != torch.float32:
-        with torch.backends.cuda.sdp_kernel(enable_flash=False, enable_math=True, enable_mem_efficient=False):
-            return sd_hijack_optimizations.scaled_dot_product_attention_forward(self, x, *args, **kwargs)
-    return sd_hijack_optimizations.scaled_dot_product_attention_forward(self, x, *args, **kwargs)
+    """torch's, for the host's layers."""
+    with safe_attention(x):
+        return sd_hijack_optimizations.scaled_dot_product_attention_forward(self, x, *args, **kwargs)
 
 
 @contextmanager

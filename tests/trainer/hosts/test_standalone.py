@@ -3,7 +3,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -292,3 +296,27 @@ def test_lora_files_draw_the_same_picture_here_and_in_diffusers(family, form, lo
     pipelines[family].unload_lora_weights()
     assert np.abs(pixels(ours) - pixels(wanted)).max() <= 1
     assert np.abs(pixels(ours) - pixels(backend.sample(REQUEST)[0])).max() > 10, "the LoRA must matter"
+
+
+def test_attention_in_bfloat16_leaves_the_memory_alone():
+    """torch 2.1's fast kernel ends the process here, when it is used with two threads."""
+    code = """
+import sys
+sys.path.insert(0, "tests")
+import conftest, torch
+from diffusers.models.attention_processor import Attention
+from hotlora.trainer.frozen import borrowed
+from hotlora.trainer.hosts.standalone import _forward_for
+torch.set_num_threads(2)
+layer = Attention(query_dim=64, cross_attention_dim=64, heads=8, dim_head=32)
+with borrowed(layer, _forward_for):
+    for _ in range(10):
+        x_BLD, text_BLD = torch.randn(4, 576, 64, requires_grad=True), torch.randn(4, 77, 64, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x_BLD, encoder_hidden_states=text_BLD).float().square().sum().backward()
+        assert torch.isfinite(x_BLD.grad).all() and torch.isfinite(text_BLD.grad).all()
+print("done")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "2"})
+    assert done.stdout.strip() == "done" and done.returncode == 0, done.stderr
