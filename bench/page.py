@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parts = {"first": lambda b, f: measure_first(b, f, options.repeats), "thumbnails": lambda b, f: measure_thumbnails(b, f, options.pictures),
              "live": lambda b, f: measure_live(b, f, options.steps)}
     found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-    with tempfile.TemporaryDirectory() as folder, browser() as running:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, browser() as running:
         found["chromium"] = running.version
         for name, measure in parts.items():
             if options.only in (None, name):
