@@ -103,6 +103,9 @@ def predict(backend, prompt: str = "a photo of a cat, highly detailed!") -> torc
     z_BCHW = torch.randn(1, backend.latent_channels, 16, 16, generator=torch.Generator().manual_seed(5))
     return backend.predict(z_BCHW, torch.tensor([400]), backend.encode_text([prompt]), torch.tensor([[32.0, 32, 0, 0, 32, 32]]))
 
+LAST_BIAS = 0.05
+"""Of a text encoder's last norm. stable-diffusion-webui divides by the mean of its output, which is 0 in no trained encoder."""
+
 
 class _Builder:
     """Collects named random weights."""
@@ -116,9 +119,9 @@ class _Builder:
         if bias:
             self.weights[f"{name}.bias"] = torch.zeros(shape[0])
 
-    def norm(self, name: str, width: int) -> None:
+    def norm(self, name: str, width: int, bias: float = 0.0) -> None:
         self.weights[f"{name}.weight"] = torch.ones(width)
-        self.weights[f"{name}.bias"] = torch.zeros(width)
+        self.weights[f"{name}.bias"] = torch.full((width,), bias)
 
     def parameter(self, name: str, *shape: int, scale: float = 1.0) -> None:
         fan_in = math.prod(shape[1:])
@@ -253,7 +256,7 @@ def _clip(b: _Builder, prefix: str, config: dict) -> None:
         b.layer(f"{layer}.mlp.fc2", width, config["intermediate_size"])
         b.norm(f"{layer}.layer_norm1", width)
         b.norm(f"{layer}.layer_norm2", width)
-    b.norm(model + "final_layer_norm", width)
+    b.norm(model + "final_layer_norm", width, LAST_BIAS)
 
 
 def _open_clip(b: _Builder, prefix: str, config: dict) -> None:
@@ -272,4 +275,4 @@ def _open_clip(b: _Builder, prefix: str, config: dict) -> None:
         b.layer(f"{layer}.mlp.c_proj", width, config["intermediate_size"])
         b.norm(f"{layer}.ln_1", width)
         b.norm(f"{layer}.ln_2", width)
-    b.norm(prefix + "ln_final", width)
+    b.norm(prefix + "ln_final", width, LAST_BIAS)
