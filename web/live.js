@@ -190,10 +190,15 @@ const TAKE = {
     setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));
   },
   drawing: (event) => takeDrawing(event.state),
-  captioning: (event) => setState({ captioning: event.state }),
+  captioning: (event) => takeCaptioning(event.state),
   loras: () => refreshLoras(),
   gallery(event) {
     galleryChanged(event);
     if (!event.captions && !event.left_out) refreshGalleries();
   },
 };
+
+// An answer may come after the event that overtook it: the later state stays.
+export function takeCaptioning(state) {
+  setState((s) => (s.captioning && s.captioning.version >= state.version ? {} : { captioning: state }));
+}

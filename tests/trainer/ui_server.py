@@ -31,7 +31,8 @@ class UiServer:
     def start(self) -> UiServer:
         pytest.importorskip("diffusers", reason="the embedded base needs diffusers, which hosts may lack")
         command = [sys.executable, str(ROOT / "train.py"), "ui", "--port", "0", "--output-dir", str(self.folder), "--device", "cpu", *self.arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
+        # nothing listens there: what has to be downloaded cannot be, and says so at once
+        environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1"}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.log = self.folder / "server.log"
         with self.log.open("a") as errors:

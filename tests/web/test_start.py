@@ -96,3 +96,21 @@ def test_vendored_files_name_their_licences():
     licences = (WEB / "vendor" / "LICENSES.txt").read_text(encoding="utf-8")
     for path in WEB.glob("vendor/*.[mc][js]s"):
         assert path.name in licences
+
+
+def test_a_click_on_a_part_that_has_not_come_yet_is_not_lost(shared_server, browser):
+    """Advanced is opened before its module is there, and is open when it comes."""
+    context, held = browser.new_context(), []
+    page = context.new_page()
+    page.route(re.compile(r"views/advanced\.js"), lambda route: held.append(route))
+    page.goto(shared_server.url + "/hotlora/")
+    page.locator("details.advanced > summary").click()
+    search = page.get_by_role("searchbox", name="Search settings")
+    assert search.count() == 0
+    until(page, lambda: bool(held))
+    held[0].continue_()
+    search.wait_for()
+    assert page.locator("details.advanced").get_attribute("open") is not None
+    page.locator("details.advanced > summary").click()
+    search.wait_for(state="hidden")
+    context.close()

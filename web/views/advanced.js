@@ -27,7 +27,8 @@ export function groupsOf(settings) {
   return [...groups, ["other", shown.filter((one) => !named.has(one.name))]].filter(([, members]) => members.length);
 }
 
-export function Advanced({ told, where }) {
+export function Advanced({ told, where, wasOpened }) {
+  const [openAtFirst] = useState(wasOpened);
   const settings = useStore((s) => s.settings);
   const form = useForm();
   const [wanted, setWanted] = useState("");
@@ -35,7 +36,7 @@ export function Advanced({ told, where }) {
   const changed = Object.keys(form.more).length;
   const fits = (one) => !wanted || `${one.name} ${settingName(one)} ${settingHelp(one)}`.toLowerCase().includes(wanted.toLowerCase());
   const groups = groupsOf(settings).map(([group, members]) => [group, members.filter(fits)]).filter(([, members]) => members.length);
-  return html`<details class="advanced"><summary>${t("advanced.title")}${changed > 0 && html` <span class="count">${t("advanced.changed", { n: changed })}</span>`}</summary>
+  return html`<details class="advanced" open=${openAtFirst}><summary>${t("advanced.title")}${changed > 0 && html` <span class="count">${t("advanced.changed", { n: changed })}</span>`}</summary>
     <div class="advanced-tools">
       <label class="search"><${Icon} name="search" /><span class="hidden">${t("advanced.search")}</span>
         <input type="search" placeholder=${t("advanced.search")} value=${wanted} onInput=${(event) => setWanted(event.target.value)} /></label>

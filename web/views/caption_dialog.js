@@ -1,10 +1,11 @@
 // Captions by a model: which one, what it has to download first, and what it leaves out; then how far it is.
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import { html, setState, useStore } from "../store.js";
+import { html, useStore } from "../store.js";
 import { get, post } from "../api.js";
 import { sendCaptions } from "../captions.js";
 import { getForm, settingsOf } from "../form.js";
 import { galleryChanged } from "../gallery_data.js";
+import { takeCaptioning } from "../live.js";
 import { number, said, t } from "../i18n.js";
 import { Action, Field, Icon, Problem } from "./parts.js";
 
@@ -34,7 +35,7 @@ export function CaptionDialog({ folder, files, onClose }) {
     // what was typed counts as the user's, and the server must know it first
     await sendCaptions();
     const state = await post("gallery/caption", { folder, model, purpose, trigger: trigger.trim(), subject: subject.trim(), again, files, download: !chosen.here });
-    setState({ captioning: state });
+    takeCaptioning(state);
     dialog.current.close();
   };
   return html`<dialog class="asking" ref=${dialog} aria-labelledby="hl-caption-title" onClose=${onClose}>
@@ -68,7 +69,7 @@ export function CaptionProgress({ folder }) {
   const [problem, setProblem] = useState(null);
   const [closed, setClosed] = useState(null);
   useEffect(() => {
-    get("gallery/captioning").then((found) => setState({ captioning: found }), () => {});
+    get("gallery/captioning").then(takeCaptioning, () => {});
   }, []);
   if (!state || state.status === "idle" || state.folder !== folder || closed === state) return html`<${Problem} error=${problem} onClose=${() => setProblem(null)} />`;
   const values = { n: state.written, left: state.left, model: state.model, done: number(state.done), total: number(state.total) };

@@ -9,7 +9,14 @@ import { activeJob, currentJob, takeJob } from "../live.js";
 import { Action, Choice, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
 import { Pictures } from "./pictures.js";
 
-const Advanced = lazy(() => import("./advanced.js"), "Advanced", () => html`<details class="advanced"><summary>${t("advanced.title")}</summary></details>`);
+let openedEarly = false;   // before its module had come
+const Advanced = lazy(() => import("./advanced.js"), "Advanced",
+  () => html`<details class="advanced"><summary onClick=${() => { openedEarly = !openedEarly; }}>${t("advanced.title")}</summary></details>`);
+const wasOpened = () => {
+  const opened = openedEarly;
+  openedEarly = false;
+  return opened;
+};
 const RunPanel = lazy(() => import("./run.js"), "RunPanel");
 const PRESETS = ["quick", "balanced", "thorough"];
 
@@ -63,7 +70,7 @@ function TrainForm() {
     <${Choice} legend=${t("train.preset")} name="preset" value=${form.preset} options=${PRESETS.map((one) => [one, t(`preset.${one}`)])}
       hint=${t(`preset.${form.preset}.hint`)} onChange=${(preset) => changeForm({ preset })} />
     <${Base} value=${form.more.base_model} />
-    <${Advanced} told=${plan.told} where=${where} />
+    <${Advanced} told=${plan.told} where=${where} wasOpened=${wasOpened} />
     <${Told} form=${form} plan=${plan} />
     <${Problem} error=${where ? null : error} onClose=${() => setError(null)} />
     ${status && !status.can_train && status.reason && html`<p class="note"><${Icon} name="warn" />${said(status.reason)}</p>`}
