@@ -7,6 +7,7 @@ from .gallery import GALLERY
 from .settings import SETTINGS_TYPE
 from ..trainer.presets import PRESETS
 
+
 class HotLoRATrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -39,14 +40,14 @@ class HotLoRATrain(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, name: str) -> bool | str:
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        """Turns a bad name down before anything is loaded; None is a name that another node will give."""
         from ..trainer.names import check_name
 
         try:
-            check_name(name)
+            return name is None or bool(check_name(name))
         except ValueError as error:
             return str(error)
-        return True
 
     @classmethod
     def execute(cls, model, clip, vae, gallery, name, trigger, preset, steps, rank, learning_rate, resolution, seed, settings=None) -> io.NodeOutput:

@@ -1,16 +1,24 @@
 """ComfyUI graphs as its API takes them."""
 from __future__ import annotations
 
+from itertools import count
+
+_drawings = count(1)
+
 
 def loader(model: str = "random.safetensors") -> dict:
     return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": model}}}
 
 
 def drawing(model=("1", 0), clip=("1", 1), vae=("1", 2), text: str = "a photo of sks", conditioning=None, size: int = 64, steps: int = 2, seed: int = 5) -> dict:
-    """Nodes 50 to 56: sample one picture and save it (node 56)."""
+    """Nodes 50 to 56: sample one picture and save it (node 56).
+
+    ComfyUI keeps what nodes gave for as long as it has memory. The negative prompt has one space more each time, which CLIP does
+    not see, so that the picture is drawn each time.
+    """
     model, clip, vae = list(model), list(clip), list(vae)
     graph = {
-        "51": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": ""}},
+        "51": {"class_type": "CLIPTextEncode", "inputs": {"clip": clip, "text": " " * next(_drawings)}},
         "52": {"class_type": "EmptyLatentImage", "inputs": {"width": size, "height": size, "batch_size": 1}},
         "53": {"class_type": "KSampler", "inputs": {
             "model": model, "seed": seed, "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.places import host
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_gallery, write_model, write_quantized, write_smoothed, write_vega
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_quantized, write_smoothed, write_vega
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
+INSIDE = Path(__file__).parent / "inside_comfyui"
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +33,14 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def comfy(base):
-    server = ComfyServer(base).start()
+    server = ComfyServer(base, links={"inside": INSIDE}).start()
     yield server
     server.stop()
 
 
 def pixels(server: ComfyServer, entry: dict) -> np.ndarray:
     assert ended(entry) == "success", error_of(entry)
+    assert not is_cached(entry, "53"), "the picture was not drawn"
     return np.asarray(server.picture(entry, "56"))
 
 
@@ -95,7 +98,8 @@ def test_a_batch_takes_captions_of_different_lengths(comfy, base):
 
 @pytest.mark.parametrize("ending", ["completed", "cancelled", "failed", "out of memory"])
 def test_the_host_draws_the_same_picture_after_every_ending(comfy, ending, tmp_path):
-    before = draw(comfy)
+    before, state = draw(comfy), comfy.get("/inside/state")
+    assert any(facts["parts"] > 100 for facts in state["models"].values()), state
     name = "ending_" + ending.replace(" ", "_")
     if ending in ("completed", "cancelled"):
         prompt = comfy.queue({**graphs.loader(), **graphs.training("me", name=name, steps=3 if ending == "completed" else 5000, settings={"save_steps": 1})})
@@ -110,7 +114,10 @@ def test_the_host_draws_the_same_picture_after_every_ending(comfy, ending, tmp_p
         entry = train(comfy, name=name, steps=5, settings={"loss_term": f"{mine}:fail"})
         assert ended(entry) == "error" and "on purpose" in error_of(entry)
     assert (comfy.loras / f"{name}.safetensors").is_file()
+    left = comfy.get("/inside/state")
+    assert left["switches"] == state["switches"] and left["every op"] == state["every op"] and left["grad"] == state["grad"]
     assert np.array_equal(draw(comfy), before)
+    assert comfy.get("/inside/state")["models"] == state["models"]
     used = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted(f"a photo of sks <lora:{name}:1>")}))
     assert used.shape == before.shape
 
@@ -218,6 +225,25 @@ def test_bad_input_is_one_sentence_on_the_node(comfy, base, change, sentence):
     assert not (comfy.loras / "bad.safetensors").exists()
 
 
+def test_loras_of_anybody_are_found_in_sub_folders_and_several_tags_add_up(comfy):
+    for seed, name in enumerate(("moved", "unmoved")):
+        assert ended(train(comfy, name=name, steps=3, learning_rate=0.02, seed=seed)) == "success"
+    (comfy.loras / "faces" / "of people").mkdir(parents=True)
+    (comfy.loras / "moved.safetensors").rename(comfy.loras / "faces" / "of people" / "moved.safetensors")
+
+    def by_tags(text: str) -> np.ndarray:
+        return pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted(text, seed=21)}))
+
+    def stock(node: str, source: str, name: str, weight: float) -> dict:
+        return {node: {"class_type": "LoraLoader", "inputs": {"model": [source, 0], "clip": [source, 1], "lora_name": name, "strength_model": weight,
+                                                              "strength_clip": weight}}}
+
+    both = by_tags("a photo of sks <lora:moved:0.7> <lora:unmoved:-0.4>")
+    by_stock = pixels(comfy, comfy.run({**graphs.loader(), **stock("30", "1", "faces/of people/moved.safetensors", 0.7),
+                                        **stock("31", "30", "unmoved.safetensors", -0.4), **graphs.drawing(model=("31", 0), clip=("31", 1), seed=21)}))
+    assert np.array_equal(both, by_stock) and not np.array_equal(both, by_tags("a photo of sks"))
+
+
 def test_an_unknown_lora_is_named_with_the_nearest(comfy):
     assert ended(train(comfy, name="anna", steps=1)) == "success"
     entry = comfy.run({**graphs.loader(), **graphs.prompted("<lora:ana:1> a photo")})
@@ -283,6 +309,13 @@ def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments
     assert ("streamed" in arguments) == (found["calls"]["streamed"] > 100) and ("evicted" in arguments) == (found["calls"]["evicted"] > 1)
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
     assert found["kind"] == next((kind for kind in ("v", "flow") if kind in arguments), "eps")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_gradients_on_files_in_other_precisions(base, root, dtype):
+    name = write_model(base, f"{str(dtype).removeprefix('torch.')}.safetensors", dtype=dtype)
+    found = inside(root, base, [], name)
+    assert found["restored"] and found["redrawn"] and found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
 
 
 @pytest.mark.parametrize("form", ["float8_e4m3fn", "int8_tensorwise"])

@@ -1,6 +1,7 @@
 """A good guest: what HotLoRA does to ComfyUI's start, to its other nodes, and to models that cannot be trained."""
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hotlora.tests.hosts import graphs
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, write_gallery, write_model, write_video_model
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_video_model
 from hotlora.tests.hosts.watching import FileAccess
 
 pytestmark = pytest.mark.host
@@ -59,6 +60,7 @@ def imported_at_start(base, comfy) -> list[str]:
 def pixels(server: ComfyServer, graph: dict) -> np.ndarray:
     entry = server.run({**graphs.loader(), **graph})
     assert ended(entry) == "success", error_of(entry)
+    assert not is_cached(entry, "53"), "the picture was not drawn"
     return np.asarray(server.picture(entry, "56"))
 
 
@@ -74,6 +76,7 @@ def test_nothing_of_the_core_is_imported_at_the_start(comfy, imported_at_start):
     assert not heavy
     [seconds] = re.findall(r"([\d.]+) seconds.*: .*custom_nodes/hotlora", comfy.log.read_text(errors="replace"))
     print(f"ComfyUI's log: the pack took {seconds} s of its start")
+    assert float(seconds) <= 0.3
 
 
 def test_it_trains_with_every_extra_missing_and_without_touching_the_checkpoint(comfy, base):
@@ -83,13 +86,7 @@ def test_it_trains_with_every_extra_missing_and_without_touching_the_checkpoint(
     assert ended(entry) == "success", error_of(entry)
     assert access.count == 0
     assert (comfy.loras / "bare.safetensors").is_file()
-    assert np.array_equal(pixels(comfy, graphs.drawing() | named("again")), before)
-
-
-def named(prefix: str) -> dict:
-    """Saves the picture under another name, so that ComfyUI draws anew and does not take it from its cache."""
-    return {"56": {"class_type": "SaveImage", "inputs": {"images": ["54", 0], "filename_prefix": prefix}},
-            "51": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}}}
+    assert np.array_equal(pixels(comfy, graphs.drawing()), before)
 
 
 def native_training(bypass: bool) -> dict:
@@ -112,7 +109,7 @@ def test_comfyui_s_own_training_node_runs_beside_ours_in_one_graph(comfy, bypass
     names = [f"beside_{number}_{bypass}".lower() for number in (0, 1)]
     entry = comfy.run({**graphs.loader(), **graphs.training("me", name=names[0], steps=2), **native_training(bypass)})
     assert ended(entry) == "success", error_of(entry)
-    assert np.array_equal(pixels(comfy, graphs.drawing(seed=11) | named(names[0])), before)
+    assert np.array_equal(pixels(comfy, graphs.drawing(seed=11)), before)
     entry = comfy.run({**graphs.loader(), **graphs.training("me", name=names[1], steps=2)})
     assert ended(entry) == "success", error_of(entry)
     first, second = (load_file(comfy.loras / f"{name}.safetensors") for name in names)
@@ -149,6 +146,40 @@ def test_a_checkpoint_without_vae_or_text_encoder_is_one_sentence(comfy, base, p
     entry = comfy.run({**graphs.loader(name), **graphs.training("me", name="no")})
     assert ended(entry) == "error" and f"the {sentence} is missing" in error_of(entry), error_of(entry)
     assert len(error_of(entry).splitlines()) == 1 and model_loads(comfy) == loads
+
+
+@pytest.mark.parametrize("pictures, sentence", [(None, "there is no folder"), ([], "no picture"), (["broken.png"], "no picture"), ("", "folder is empty")],
+                         ids=["no folder", "no picture", "no usable picture", "no name"])
+def test_a_gallery_that_is_of_no_use_is_one_sentence_before_the_checkpoint_is_read(comfy, base, tmp_path, pictures, sentence):
+    checkpoint = base / "models" / "checkpoints" / "unread.safetensors"
+    if not checkpoint.exists():
+        checkpoint.write_bytes((base / "models" / "checkpoints" / "random.safetensors").read_bytes())
+    folder = tmp_path / "pictures"
+    if pictures is not None:
+        folder.mkdir()
+        for name in pictures:
+            (folder / name).write_bytes(b"this is no picture")
+    graph = {**graphs.loader(checkpoint.name), **graphs.training("" if pictures == "" else str(folder), name="no")}
+    with FileAccess(checkpoint) as access:
+        try:
+            told = error_of(comfy.run(graph))
+        except ValueError as refused:
+            [(node, faults)] = json.loads(str(refused)).items()
+            assert node == "10", "the error is shown on the gallery"
+            told = faults["errors"][0]["details"]
+    assert sentence in told and len(told.splitlines()) == 1, told
+    assert access.count == 0
+
+
+def test_name_and_folder_may_come_from_other_nodes(comfy, base):
+    """Their values are not known when a prompt is checked."""
+    graph = {**graphs.loader(), **graphs.training("me", steps=1),
+             "20": {"class_type": "PrimitiveString", "inputs": {"value": "by_wire"}},
+             "21": {"class_type": "PrimitiveString", "inputs": {"value": str(base / "input" / "me")}}}
+    graph["12"]["inputs"]["name"], graph["10"]["inputs"]["folder"] = ["20", 0], ["21", 0]
+    entry = comfy.run(graph)
+    assert ended(entry) == "success", error_of(entry)
+    assert (comfy.loras / "by_wire.safetensors").is_file()
 
 
 def test_an_input_that_is_not_connected_is_turned_down_by_the_page(comfy):

@@ -126,6 +126,17 @@ def test_prompts_come_between_the_steps_and_change_nothing(comfy, undisturbed):
     assert same(weights(comfy, "shared"), undisturbed)
 
 
+def test_a_saved_step_draws_by_its_tag_while_the_run_goes_on(comfy, undisturbed):
+    before = draw(comfy)
+    job = start(comfy, "growing", steps=60, learning_rate=0.02, save_steps=2)
+    until(comfy, job, "running", step=3)
+    changed = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:growing-000002:1>")}))
+    assert comfy.get(f"/hotlora/api/jobs/{job}")["step"] < 60 and not np.array_equal(changed, before)
+    comfy.post(f"/hotlora/api/jobs/{job}/stop")
+    until(comfy, job, "stopped")
+    assert np.array_equal(pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:growing-000002:1>")})), changed)
+
+
 def test_a_paused_job_leaves_comfyui_free(comfy, undisturbed):
     job = start(comfy, "paused", steps=8)
     until(comfy, job, "running", step=1)
