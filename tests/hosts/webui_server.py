@@ -82,8 +82,11 @@ class WebuiServer:
         self.loras = base / "models" / "Lora"
         self.log = base / "server.log"
 
-    def start(self, timeout: float = 300, port: int = 0) -> WebuiServer:
-        """Start and wait until the API answers. The checkpoint loads meanwhile; the first picture waits for it."""
+    def start(self, timeout: float = 300, port: int = 0, tries: int = 3) -> WebuiServer:
+        """Start and wait until the API answers. The checkpoint loads meanwhile; the first picture waits for it.
+
+        The webui itself fails to start when an open page asks it for something at the moment at which it adds its middleware.
+        """
         with socket.socket() as free:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))
@@ -98,6 +101,9 @@ class WebuiServer:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, env=environment)
         until = time.monotonic() + timeout
         while time.monotonic() < until:
+            if b"Cannot add middleware" in self.log.read_bytes()[begun:] and tries > 1:
+                self.stop()
+                return self.start(timeout, self.port, tries - 1)
             if self.process.poll() is not None:
                 raise RuntimeError(f"the webui ended at once:\n{self.tail()}")
             try:
