@@ -12,9 +12,7 @@ from comfy_api.latest import io
 from server import PromptServer
 
 from .gallery import GALLERY
-from ..trainer.captions.download import KNOWN
-from ..trainer.captions.templates import PURPOSES
-from ..trainer.captions.writing import FORMS
+from ..trainer.caption_choices import FORMS, KNOWN, PURPOSES
 
 log = logging.getLogger("hotlora")
 FOUND = "the one that is here"

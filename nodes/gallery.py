@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from .images import as_images
 from .places import cache_folder, gallery_folder
-from ..trainer.captions.templates import PURPOSES
+from ..trainer.caption_choices import PURPOSES
 
 GALLERY = io.Custom("HOTLORA_GALLERY")
 PREVIEW_SIDE, PREVIEW_COUNT = 192, 12

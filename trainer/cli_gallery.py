@@ -9,7 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
-from .captions.download import KNOWN, first_local
+from .caption_choices import KNOWN
+from .captions.download import first_local
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from .job_events import EventLog
 from .job_run import JobRun
 from .job_settings import checked_settings, name_of, plan
 from .job_store import ACTIVE, Job, JobStore, LossFile, commands_of
-from .gallery_files import list_files
 
 log = logging.getLogger(__name__)
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")

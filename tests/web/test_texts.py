@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hotlora.trainer.captions.templates import PURPOSES
+from hotlora.trainer.caption_choices import PURPOSES
 from hotlora.trainer.config import SETTINGS
 from hotlora.trainer.job_settings import CODE, DECIDED
 from hotlora.trainer.job_store import STATUSES

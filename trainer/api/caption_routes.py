@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 from ..captions.automatic import CaptionWishes
-from ..captions.templates import PURPOSES
-from ..captions.writing import FORMS
+from ..caption_choices import FORMS, PURPOSES
 from ..checking import CheckSettings, public
 from .gallery_routes import FILE, FOLDER, whole_folder
 from .routes import API, Call, Route

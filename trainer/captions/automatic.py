@@ -14,9 +14,10 @@ import torch
 from .library import ModelChoice, load_model
 from .marks import Marks
 from .models import CaptionModel, Said
-from .templates import PURPOSES, compose
+from .templates import compose
 from .vocabulary import Section
-from .writing import FORMS, undo, write_new
+from .writing import undo, write_new
+from ..caption_choices import FORMS, PURPOSES
 from ..galleries import captions_of
 from ..gallery_files import existing_folder, list_files, relative_name
 from ..left_out import left_out

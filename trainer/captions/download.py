@@ -8,10 +8,11 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Callable
+
+from ..caption_choices import KNOWN, Known
 
 FOLDER = "captioners"
 CHUNK = 1 << 20
@@ -19,26 +20,6 @@ TIMEOUT = 30
 WEIGHTS = (".safetensors", ".bin", ".onnx", ".pt", ".pth")
 
 
-@dataclass(frozen=True)
-class Known:
-    """A model that is offered by a short name. `gigabytes` is what its download takes."""
-
-    repo: str
-    gigabytes: float
-    what: str
-    package: str = "transformers"
-    files: str = r"[^/]+\.(json|txt|model|safetensors|bin|onnx|csv)"
-
-
-KNOWN = {
-    "blip-base": Known("Salesforce/blip-image-captioning-base", 0.99, "sentences, quick"),
-    "blip-large": Known("Salesforce/blip-image-captioning-large", 1.88, "sentences"),
-    "blip2": Known("Salesforce/blip2-opt-2.7b", 15.5, "sentences, for large graphics cards"),
-    "coca": Known("laion/mscoco_finetuned_CoCa-ViT-L-14-laion2B-s13B-b90k", 2.55, "sentences and tags, through open_clip", "open_clip"),
-    "clip": Known("openai/clip-vit-large-patch14", 1.71, "tags against a list",
-                  files=r"(config|preprocessor_config|tokenizer\w*|vocab|special_tokens_map)\.json|merges\.txt|model\.safetensors"),
-    "wd": Known("SmilingWolf/wd-vit-tagger-v3", 0.38, "tags for drawn pictures, through onnxruntime", "onnxruntime", r"model\.onnx|selected_tags\.csv|config\.json"),
-}
 PACKAGES = {"transformers": "transformers", "open_clip": "open_clip_torch", "onnxruntime": "onnxruntime"}
 """Modules and the packages that have them."""
 AUTOMATIC = ("blip-large", "blip-base", "coca", "blip2")

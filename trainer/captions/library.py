@@ -15,7 +15,7 @@ from .vocabulary import FILE, Section, own_section, read_vocabulary
 class ModelChoice:
     """Which model captions, and where it may come from.
 
-    `model` is a path or a name (see download.KNOWN); `folders` are the host's model folders. Nothing is downloaded unless `may_download`.
+    `model` is a path or a name (see caption_choices.KNOWN); `folders` are the host's model folders. Nothing is downloaded unless `may_download`.
     """
 
     model: str

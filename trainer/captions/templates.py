@@ -12,7 +12,6 @@ from .sidecar import tidy
 from .vocabulary import Section
 from ..gallery import add_trigger
 
-PURPOSES = ("any", "object", "person", "style")
 PERSON = r"(?:woman|man|girl|boy|lady|guy|gentleman|person|child|kid|toddler|baby|teenager|male|female|model|bride|groom)"
 ADJECTIVE = r"(?:[a-z]+(?:-[a-z]+)*\s+)"
 SUBJECT_PERSON = re.compile(rf"\b(?:(?:a|an|the|one|this|that)\s+){ADJECTIVE}{{0,4}}?{PERSON}\b(?!'s)(?:\s+figure)?", re.IGNORECASE)

@@ -15,8 +15,6 @@ from ..gallery_edit import _one_edit as one_edit
 from ..gallery_files import METADATA_FILES, GalleryFiles, list_files, relative_name
 from ..output_files import write_atomically
 
-FORMS = ("auto", "metadata", "sidecars")
-
 
 def write_new(root: Path, captions: dict[Path, str], model: str, purpose: str, form: str = "auto", replace: bool = False) -> dict[Path, str]:
     """Write captions for pictures that have none (with `replace` also over those that a machine wrote); returns what was written.

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import Any, Iterator
 
 import ldm.modules.distributions.distributions
