@@ -53,8 +53,9 @@ def train(server: ComfyServer, folder: str = "me", **widgets) -> dict:
 
 
 def wait_for_step(server: ComfyServer, name: str, step: int = 1) -> None:
+    """Until a state of this step or a later one is there: older states are deleted as the run goes on."""
     until = time.monotonic() + 120
-    while not list((server.base / "output" / "hotlora" / name).glob(f"{name}-{step:06d}.state")):
+    while not any(int(path.stem[-6:]) >= step for path in (server.base / "output" / "hotlora" / name).glob(f"{name}-*.state")):
         assert time.monotonic() < until, server.tail()
         time.sleep(0.05)
 
