@@ -10,8 +10,8 @@ MOST = 120_000
 """Bytes of a picture."""
 
 
-def shot(page, name: str, width: int = 1280, **options) -> None:
-    """Write what the page shows as `web/screenshots/<name>.jpg`, at most `width` pixels wide, as good as MOST allows."""
+def shot(page, name: str, width: int = 1280, folder: Path = FOLDER, **options) -> None:
+    """Write what the page shows as `<folder>/<name>.jpg`, at most `width` pixels wide, as good as MOST allows."""
     if not os.environ.get("HOTLORA_SCREENSHOTS"):
         return
     from PIL import Image
@@ -25,5 +25,5 @@ def shot(page, name: str, width: int = 1280, **options) -> None:
         picture.save(data, "JPEG", quality=quality, optimize=True, progressive=True)
         if data.tell() <= MOST:
             break
-    FOLDER.mkdir(exist_ok=True)
-    (FOLDER / f"{name}.jpg").write_bytes(data.getvalue())
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jpg").write_bytes(data.getvalue())
