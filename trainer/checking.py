@@ -14,7 +14,7 @@ from .captions.library import load_clip
 from .captions.tokens import LIMIT
 from .gallery import read_gallery
 from .gallery_check import Report, check_gallery
-from .gallery_files import list_files
+from .gallery_files import folder_key, list_files
 from .host import Host
 from .known_pictures import KnownPictures
 from .left_out import FILE as LEFT_OUT
@@ -125,7 +125,7 @@ def check_folder(root: Path, settings: CheckSettings, looks: Path | None, known:
 
 def cache_files(folder: Path, root: Path) -> tuple[Path, Path]:
     """Where the looks at a gallery's pictures and the facts about its files are kept."""
-    key = hashlib.blake2b(os.path.realpath(root).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+    key = folder_key(root)
     return folder / f"{key}.npz", folder / f"{key}.json"
 
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from .captions.metadata import parse_metadata
 from .captions.sidecar import LARGEST, tidy
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from .galleries import MAX_MEGAPIXELS, Place, captions_of, inside
-from .gallery_files import METADATA_FILES, GalleryFiles, list_files, relative_name
+from .gallery_files import METADATA_FILES, GalleryFiles, folder_key, list_files, relative_name
 from .left_out import left_out, write_left_out
 from .output_files import write_atomically
 from .pictures import SUFFIXES, UnreadablePicture, check_picture
@@ -147,7 +146,7 @@ class History:
     """Former captions of a gallery, under `home`, so that no text is ever lost."""
 
     def __init__(self, home: Path, root: Path) -> None:
-        self.root, self.folder = root, home / "history" / _key(root)
+        self.root, self.folder = root, home / "history" / folder_key(root)
 
     def add(self, changes: dict[str, dict[str, str]]) -> None:
         if not changes:
@@ -162,7 +161,7 @@ class History:
 
     def keep(self, path: Path) -> None:
         """Keep a metadata file as it was before it is edited for the first time, and once a day."""
-        name = f"{time.strftime('%Y%m%d')}-{_key(path)[:8]}-{path.name}"
+        name = f"{time.strftime('%Y%m%d')}-{folder_key(path)[:8]}-{path.name}"
         if not (self.folder / name).exists():
             write_atomically(self.folder / name, path.read_bytes())
 
@@ -204,7 +203,7 @@ def remove(home: Path, root: Path, names: list[str]) -> list[str]:
 def restore(home: Path, root: Path, names: list[str]) -> list[str]:
     """Bring removed pictures back, each as it was removed last. ValueError for one that was not removed, Occupied when its place is taken."""
     with _one_edit:
-        places = sorted((home / "trash" / "pictures" / _key(root)).glob("*"), reverse=True)
+        places = sorted((home / "trash" / "pictures" / folder_key(root)).glob("*"), reverse=True)
         moves: list[tuple[Path, Path]] = []
         for name in dict.fromkeys(names):
             target = inside(root, name)
@@ -253,7 +252,7 @@ def put_back(root: Path, names: list[str]) -> list[str]:
 
 
 def _next_place(home: Path, root: Path) -> Path:
-    folder = home / "trash" / "pictures" / _key(root)
+    folder = home / "trash" / "pictures" / folder_key(root)
     numbers = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
     return folder / f"{max(numbers, default=0) + 1:06d}"
 
@@ -271,7 +270,3 @@ def move_file(source: Path, target: Path) -> None:
         shutil.copy2(source, temporary)
         os.replace(temporary, target)
         source.unlink()
-
-
-def _key(folder: Path) -> str:
-    return hashlib.blake2b(os.path.realpath(folder).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()

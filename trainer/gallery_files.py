@@ -1,6 +1,7 @@
 """What lies in a gallery's folder, sorted by what it is, before anything is opened."""
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -140,3 +141,8 @@ def relative_name(path: Path, root: Path) -> str:
 def printable(text: object) -> str:
     """The text without half characters: names that are not valid Unicode would make every log file and terminal raise."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def folder_key(folder: Path) -> str:
+    """A short name for what is kept elsewhere about a folder: the same for every way to write its path."""
+    return hashlib.blake2b(os.path.realpath(folder).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
