@@ -25,6 +25,11 @@ IN_MEMORY = 512
 """Prepared pictures that are kept in memory; of more the rest is read again when its turn comes."""
 
 
+def cache_folder(config: TrainConfig) -> Path:
+    """Where what is prepared for a run is kept."""
+    return Path(config.cache_dir or Path(config.output_dir) / "cache")
+
+
 class Dataset:
     """Examples of a gallery, and of a second one for prior preservation, with what a step needs of them.
 
@@ -45,7 +50,7 @@ class Dataset:
         self.examples, repeats = [self.examples[i] for i in shown], [repeats[i] for i in shown]
         self.sizes = [self.bucket_of(example) for example in self.examples]
         self.order = SampleOrder(self.sizes, repeats, config.batch_size * config.gradient_accumulation_steps, config.seed)
-        folder = Path(config.cache_dir or Path(config.output_dir) / "cache")
+        folder = cache_folder(config)
         self.latents = LatentCache(folder / "latents", backend.encoder_id, partial(encode_image, backend))
         self.texts = TextCache(folder / "texts", backend.text_id, backend.encode_text)
         self.trains_text = bool(config.text_encoder_target_modules)

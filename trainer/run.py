@@ -12,7 +12,7 @@ from .adapter import Adapter
 from .backend import Backend
 from .captions.at_start import caption_before_training
 from .config import TrainConfig
-from .dataset import Dataset
+from .dataset import Dataset, cache_folder
 from .gallery import Gallery, read_gallery
 from .lora_file import load_lora, to_layers
 from .names import check_name, safe_name
@@ -76,8 +76,9 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     """Encode the gallery and put the session together. OutputError when the output folder cannot be written to."""
     config = material.config
     adapter = make_adapter(config, backend)
-    cache = Path(config.cache_dir or Path(config.output_dir) / "cache")
-    held_out = choose_held_out(material.gallery, cache / "looks.npz", config.seed, config.max_megapixels) if config.validation else []
+    held_out = []
+    if config.validation:
+        held_out = choose_held_out(material.gallery, cache_folder(config) / "looks.npz", config.seed, config.max_megapixels)
     dataset = Dataset(config, backend, material.gallery, material.prior, held_out)
     check_writable("output_dir", Path(config.output_dir))
     if config.lora_dir:

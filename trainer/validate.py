@@ -8,15 +8,15 @@ have moved from the base's, as a share of those.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Sequence
 
 import torch
 
 from .gallery import Example, Gallery
-from .gallery_checks.finding import Subject
 from .gallery_checks.gallery_rules import near_groups
 from .gallery_checks.looks import LookCache, look_at_all
 from .randomness import noise, python_random
@@ -94,11 +94,10 @@ def choose_held_out(gallery: Gallery, cache: Path | None, seed: int, max_megapix
     if len(examples) < FEWEST:
         return []
     looks = look_at_all([(e.path, e.content_hash) for e in examples], LookCache(cache), max_megapixels)
-    hashes = [e.content_hash for e in examples]
-    subject = Subject([e.path.name for e in examples], [(e.width, e.height) for e in examples], hashes, [e.caption for e in examples], looks,
-                      512, "any", "", None, True, False)
-    copies = {i for group in near_groups(subject, list(range(len(examples)))) for i in group}
-    alone = sorted((e for i, e in enumerate(examples) if i not in copies and hashes.count(hashes[i]) == 1), key=lambda e: e.content_hash)
+    counts = Counter(e.content_hash for e in examples)
+    groups = near_groups(looks, [(e.width, e.height) for e in examples], list(range(len(examples))))
+    copies = {i for group in groups for i in group}
+    alone = sorted((e for i, e in enumerate(examples) if i not in copies and counts[e.content_hash] == 1), key=lambda e: e.content_hash)
     python_random(seed, "held out", 0, 0).shuffle(alone)
     count = min(MOST, max(LEAST, round(SHARE * len(examples))))
     return alone[:count] if len(alone) >= count else []
@@ -118,10 +117,7 @@ class _Item:
 
 
 class Validation:
-    """Measures an attached adapter. The base's own predictions are made once, at the first measurement.
-
-    `drift_prompts`: the empty prompt, and captions of the gallery with the trigger taken out.
-    """
+    """Measures an attached adapter. The base's own predictions are made once, at the first measurement."""
 
     def __init__(self, config: TrainConfig, backend: Backend, dataset: Dataset, objective: Objective, autocast: Callable) -> None:
         self.config, self.backend, self.dataset, self.objective, self.autocast = config, backend, dataset, objective, autocast
@@ -163,8 +159,10 @@ class Validation:
         for number, example in enumerate(self.dataset.held_out):
             held_out += self._items_of(example, number)
         with _off(adapter):
+            prompts, size = self.dataset.drift_prompts(), self.dataset.sizes[0]
+            shape_CHW = self.dataset.latents.load(self.dataset.examples[0])["z_VCHW"].shape[1:]
             for number in range(DRIFTS):
-                drifting.append(self._drift_item(number))
+                drifting.append(self._drift_item(number, prompts[number % len(prompts)], size, shape_CHW))
                 give_way()
             for item in (*held_out, *drifting):
                 item.base_CHW = self._predict(item)
@@ -183,15 +181,11 @@ class Validation:
                 stored["size_V6"][0], stored["mask_V1HW"][0] if "mask_V1HW" in stored else None))
         return items
 
-    def _drift_item(self, number: int) -> _Item:
+    def _drift_item(self, number: int, caption: str, size: tuple[int, int], shape_CHW: Sequence[int]) -> _Item:
         """A prompt without the trigger, at a picture that the base itself sees in pure noise: its guess of the clean latents there,
         noised again. No picture of the gallery is in it."""
-        prompts = self.dataset.drift_prompts()
-        width, height = self.dataset.sizes[0]
-        first = self.dataset.latents.load(self.dataset.examples[0])
-        shape_CHW = tuple(first["z_VCHW"].shape[1:])
+        width, height = size
         size_6 = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-        caption = prompts[number % len(prompts)]
         start_CHW = self._noise(shape_CHW, number, STRATA)
         t_1 = self.objective.timesteps(torch.tensor([0.98], dtype=torch.float64))
         guess_CHW = self._predict(_Item(caption, start_CHW, None, t_1, size_6))
@@ -203,7 +197,7 @@ class Validation:
         u = (stratum + python_random(self.config.seed, "validation timestep", stratum, number).random()) / strata
         return self.objective.timesteps(torch.tensor([u], dtype=torch.float64))
 
-    def _noise(self, shape_CHW: tuple[int, ...], number: int, draw: int) -> torch.Tensor:
+    def _noise(self, shape_CHW: Sequence[int], number: int, draw: int) -> torch.Tensor:
         return noise(shape_CHW, self.config.seed, draw, number, "validation")
 
     def _predict(self, item: _Item) -> torch.Tensor:

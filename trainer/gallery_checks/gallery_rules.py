@@ -6,7 +6,7 @@ from collections import defaultdict
 import numpy as np
 
 from .finding import FIX, LOOK, NOTE, Action, Finding, Subject, share_lost
-from .looks import COLOURS, THUMB
+from .looks import COLOURS, THUMB, Look
 
 AMOUNTS = {"any": (5, 1000), "object": (5, 150), "person": (8, 250), "style": (15, 2000)}
 """Fewest and most pictures for a purpose."""
@@ -39,7 +39,7 @@ def _duplicates(subject: Subject) -> list[Finding]:
         groups[key].append(i)
     exact = [group for group in groups.values() if len(group) > 1]
     firsts = [group[0] for group in groups.values()]
-    near = near_groups(subject, firsts)
+    near = near_groups(subject.looks, subject.sizes, firsts)
     for code, severity, found in (("same_file", FIX, exact), ("near_copy", LOOK, near)):
         if found:
             extra = tuple(subject.names[i] for group in found for i in _keep_best(subject, group))
@@ -55,11 +55,12 @@ def _keep_best(subject: Subject, group: list[int]) -> list[int]:
     return [i for i in group if i != best]
 
 
-def near_groups(subject: Subject, indices: list[int]) -> list[list[int]]:
-    indices = [i for i in indices if subject.looks[i] is not None and subject.looks[i].contrast > 4]
+def near_groups(looks: list[Look | None], sizes: list[tuple[int, int]], indices: list[int]) -> list[list[int]]:
+    """Which of the pictures `indices` show the same, in groups of at least two."""
+    indices = [i for i in indices if looks[i] is not None and looks[i].contrast > 4]
     if len(indices) < 2:
         return []
-    bits = np.stack([np.unpackbits(subject.looks[i].hash_8) for i in indices]).astype(np.float32) * 2 - 1
+    bits = np.stack([np.unpackbits(looks[i].hash_8) for i in indices]).astype(np.float32) * 2 - 1
     # mirrored, every second column of the frequencies changes its sign
     mirror = np.tile(np.array([1, -1] * 4, dtype=np.float32), 8)
     parent = list(range(len(indices)))
@@ -75,7 +76,7 @@ def near_groups(subject: Subject, indices: list[int]) -> list[list[int]]:
         distance = np.minimum(64 - rows @ bits.T, 64 - (rows * mirror) @ bits.T) / 2
         for a, b in zip(*np.nonzero(distance <= NEAR_BITS)):
             first, second = int(a) + start, int(b)
-            if first < second and root(first) != root(second) and _alike(subject, indices[first], indices[second]):
+            if first < second and root(first) != root(second) and _alike(looks, sizes, indices[first], indices[second]):
                 parent[root(second)] = root(first)
     groups = defaultdict(list)
     for i in range(len(indices)):
@@ -83,10 +84,10 @@ def near_groups(subject: Subject, indices: list[int]) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _alike(subject: Subject, a: int, b: int) -> bool:
+def _alike(looks: list[Look | None], sizes: list[tuple[int, int]], a: int, b: int) -> bool:
     """Whether two pictures show the same, also slightly cut, mirrored, or of another brightness; colours must fit too."""
-    first, second = subject.looks[a], subject.looks[b]
-    shape = _shape_difference(subject.sizes[a], subject.sizes[b])
+    first, second = looks[a], looks[b]
+    shape = _shape_difference(sizes[a], sizes[b])
     if shape > 0.12:
         return False
     colour = np.abs(first.colours_CC3.astype(np.float32).mean((0, 1)) - second.colours_CC3.astype(np.float32).mean((0, 1)))
