@@ -13,10 +13,8 @@ from .captions.at_start import planned_captions
 from .captions.tokens import LIMIT
 from .dataset import Dataset
 from .gallery_check import check_gallery
+from .needs import ADAM, BACKWARD, CHECKPOINTED, KEPT_BY_CHECKPOINTING
 from .run import Material, epochs_of, make_adapter, total_steps
-
-BACKWARD = 2.0
-"""A step with frozen weights is one forward and one backward for activations only: twice the forward."""
 
 
 def dry_run(material: Material, backend: Backend) -> str:
@@ -27,10 +25,10 @@ def dry_run(material: Material, backend: Backend) -> str:
     steps = total_steps(config, dataset)
     buckets = Counter(dataset.sizes)
     measured = measure_forward(backend, max(buckets, key=lambda size: size[0] * size[1]))
-    seconds = steps * dataset.order.group * measured["seconds"] * BACKWARD * (1.5 if config.gradient_checkpointing else 1.0)
+    seconds = steps * dataset.order.group * measured["seconds"] * (CHECKPOINTED if config.gradient_checkpointing else BACKWARD)
     parameters = sum(p.numel() for p in adapter.parameters())
-    activations = measured["activation_bytes"] * config.batch_size * (0.3 if config.gradient_checkpointing else 1.0)
-    needed = measured["weight_bytes"] + parameters * 16 + activations
+    activations = measured["activation_bytes"] * config.batch_size * (KEPT_BY_CHECKPOINTING if config.gradient_checkpointing else 1.0)
+    needed = measured["weight_bytes"] + parameters * ADAM + activations
     checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=LIMIT,
                             bucketing=config.bucketing, upscale=config.upscale, max_megapixels=config.max_megapixels)
     planned = planned_captions(config, (Path("models"),))

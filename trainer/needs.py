@@ -17,6 +17,8 @@ ADAM = 16
 """Bytes for each trained weight: itself, its gradient and Adam's two moments, in float32."""
 BACKWARD, CHECKPOINTED = 2.0, 3.0
 """A step with frozen weights is a forward and a backward for activations only; with checkpointing there is a second forward."""
+KEPT_BY_CHECKPOINTING = 0.3
+"""Share of what a step keeps for its backward that is still kept then."""
 USED = {"cpu": 0.6, "other": 0.45}
 """Share of a matrix product's speed that a step comes to."""
 CALL = {"cpu": 12e-6, "other": 9e-6}
@@ -66,7 +68,7 @@ def needs_of(config: TrainConfig, family: str | None, device: torch.device) -> N
     pixels = float(config.resolution or sizes.side) ** 2
     width = 4 if kind == "cpu" else 2
     precise = 4 if kind == "cpu" and config.mixed_precision != "bf16" else 2
-    kept = sizes.kept * pixels * precise / 4 * (0.3 if config.gradient_checkpointing else 1.0) * config.batch_size
+    kept = sizes.kept * pixels * precise / 4 * (KEPT_BY_CHECKPOINTING if config.gradient_checkpointing else 1.0) * config.batch_size
     trained = sizes.per_rank * (config.lora_rank or 16)
     return Needs(int(PROGRAM[kind] + sizes.weights * width + trained * ADAM + kept), memory_of(device),
                  _seconds(sizes, pixels, config, kind, device))
