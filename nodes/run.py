@@ -25,7 +25,7 @@ from ..trainer.lora_tensors import kohya_tensors
 from ..trainer.plot import draw_curve
 from ..trainer.presets import apply_preset
 from ..trainer.run import make_session, read_material
-from ..trainer.session import Listener, Outcome, Session, StepReport
+from ..trainer.session import Listener, Session, StepReport
 from ..trainer.state import find_states
 
 log = logging.getLogger("hotlora")

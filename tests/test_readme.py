@@ -1,7 +1,6 @@
 """The READMEs tell the truth: their keys exist, their example runs, their layout names every file."""
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 

@@ -101,7 +101,8 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     pictures = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
     captions = planned_captions(config, tuple(host.model_folders()))
     seen = sum(config.repeats * folder_repeats(path, root)[0] for path in pictures)
-    config = with_preset(config, settings, preset, len(pictures), base_of(host, config))
+    base = base_of(host, config)
+    config = with_preset(config, settings, preset, len(pictures), base)
     group = config.batch_size * config.gradient_accumulation_steps
     steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(pictures), group))
     needs = needs_of(config, host.family(config.base_model), host.device())
@@ -115,7 +116,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
         warnings.insert(0, f"all pictures of {root} are left out; put some back" if unwanted else f"{root} has no pictures; add some first")
     return {"pictures": len(pictures), "steps": steps, "seconds": seconds, "measured": seconds_per_picture is not None,
             "memory": needs.bytes if needs else None, "memory_total": needs.total if needs else None, "sentence": ", ".join(parts), "name": name_of(config),
-            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(settings, preset, base_of(host, config)),
+            "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(settings, preset, base),
             "warnings": warnings,
             "captions": captions and {"count": len(captions.names), "model": captions.model_name, "into": captions.into, "sentence": captions.sentence()},
             "can_train": not reason and bool(pictures), "reason": reason}

@@ -13,7 +13,7 @@ from hotlora.tests.web.screenshots import shot
 from hotlora.trainer.demo.judge import shows_mascot
 from hotlora.trainer.demo.run_demo import GALLERY_DIR
 
-from .conftest import PATIENCE, set_advanced, status, until
+from .conftest import PATIENCE, set_advanced, until
 
 pytestmark = pytest.mark.slow
 LANGUAGES = {"en": "en-US", "zh": "zh-CN"}

@@ -12,7 +12,6 @@ from .library import ModelChoice
 from .writing import destination
 from ..config import TrainConfig
 from ..gallery_files import folder_repeats, relative_name
-from ..left_out import left_out
 from ..output_files import OutputError
 
 log = logging.getLogger(__name__)
@@ -41,10 +40,9 @@ def planned_captions(config: TrainConfig, model_folders: tuple[Path, ...]) -> Pl
     if not config.auto_caption or config.metadata_path:
         return None
     root, missing, _ = pictures_without(config.train_data_dir)
-    unwanted = left_out(root).union(config.leave_out)
     # a folder called 10_sks dog is the caption of what is in it, in the form of kohya's sd-scripts
     names = tuple(relative_name(path, root) for path in missing if config.trigger or not folder_repeats(path, root)[1])
-    names = tuple(name for name in names if name not in unwanted)
+    names = tuple(name for name in names if name not in config.leave_out)
     model = config.caption_model or str(first_local(list(model_folders)) or "")
     return PlannedCaptions(model, names, destination(root)) if model and names else None
 

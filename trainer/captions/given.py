@@ -23,14 +23,15 @@ def write_given(root: Path, captions: list[str], wishes: CaptionWishes = Caption
     unwanted = left_out(root)
     everything = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
     _, missing, kept = pictures_without(root, wishes.again, wishes.only)
-    missing = [path for path in missing if path in set(everything)]
+    wanted = set(missing)
+    missing = [path for path in everything if path in wanted]
     if len(captions) == 1 and len(everything) != 1:
         captions = [line for line in captions[0].splitlines() if line.strip()]
     if len(captions) not in (len(everything), len(missing)):
         raise ValueError(f"there are {len(captions)} captions for {len(everything)} pictures, of which {len(missing)} have none; give one for each picture in the "
                          "order of their names, as a list or one a line")
     pictures = everything if len(captions) == len(everything) else missing
-    texts = {path: compose(Said(caption), wishes.purpose, wishes.trigger, wishes.subject) for path, caption in zip(pictures, captions) if path in set(missing)}
+    texts = {path: compose(Said(caption), wishes.purpose, wishes.trigger, wishes.subject) for path, caption in zip(pictures, captions) if path in wanted}
     written = write_new(root, texts, NAME, wishes.purpose, wishes.into, wishes.again)
     report = CaptionReport({relative_name(path, root): text for path, text in written.items()}, kept, len(missing) - len(written), {}, NAME)
     report.seconds = time.monotonic() - began
