@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,8 +32,7 @@ class _Stopped(Exception):
 
 @dataclass
 class CaptioningState:
-    """`status` is idle, loading, downloading, writing, done, stopped or failed; while downloading `done` and `total` are megabytes, else pictures.
-    Of two states the one with the higher `version` is the later one: an answer may reach a page after the event that overtook it."""
+    """`status` is idle, loading, downloading, writing, done, stopped or failed; while downloading `done` and `total` are megabytes, else pictures."""
 
     status: str = "idle"
     folder: str = ""
@@ -45,7 +43,6 @@ class CaptioningState:
     left: int = 0
     message: str = ""
     details: str = ""
-    version: int = 0
 
     @property
     def works(self) -> bool:
@@ -85,7 +82,7 @@ class Captioning:
             if self.state.works:
                 raise Busy(f"captions are being written in {self.state.folder}; stop that first, or wait until it is done")
             self._stop.clear()
-            self.state = CaptioningState("loading", printable(root), one["name"], version=self._next_version())
+            self.state = CaptioningState("loading", printable(root), one["name"])
             self._thread = threading.Thread(target=self._work, args=(root, choice, wishes), name="hotlora-captions", daemon=True)
             self._thread.start()
         return self.state
@@ -141,11 +138,7 @@ class Captioning:
         if names:
             self.events.add("gallery", folder=printable(root), captions=captions_now(root, names))
 
-    def _next_version(self) -> int:
-        """Microseconds since 1970, so that it also grows over a restart of the server."""
-        return max(self.state.version + 1, time.time_ns() // 1000)
-
     def _change(self, **facts: Any) -> None:
-        for name, value in {**facts, "version": self._next_version()}.items():
+        for name, value in facts.items():
             setattr(self.state, name, value)
         self.events.add("captioning", state=self.public())

@@ -36,8 +36,15 @@ async function call(method, path, query, options = {}) {
     throw new ApiError(t("error.notJson", { status: answer.status }), text.slice(0, 2000), answer.status);
   }
   if (!answer.ok) throw new ApiError(data?.error ?? data?.detail ?? t("error.notJson", { status: answer.status }), data?.details, answer.status);
+  const last = answer.headers.get("hotlora-last-event");
+  if (last !== null && typeof data === "object" && data !== null) lastEvents.set(data, Number(last));
   return data;
 }
+
+const lastEvents = new WeakMap();
+
+// The newest event that an answer knows of for certain. What was told by an event is as new as can be.
+export const lastEventOf = (answer) => lastEvents.get(answer) ?? Infinity;
 
 export const get = (path, query, options) => call("GET", path, query, options);
 

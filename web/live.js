@@ -1,5 +1,5 @@
 // What the server has and what happens there: read once, then followed by its events, also over a lost connection.
-import { address, ApiError, get, jobPath } from "./api.js";
+import { address, ApiError, get, jobPath, lastEventOf } from "./api.js";
 import { addLosses, reloadCurves } from "./curves.js";
 import { galleryChanged } from "./gallery_data.js";
 import { getState, setState } from "./store.js";
@@ -36,9 +36,14 @@ async function loadAll(early) {
 }
 
 let lastEvent = 0;
+const told = new Map();   // the newest event about each job, about each drawing and about the captions
+
+// An answer may come after the events that overtook it: what these have told stays.
+const isOvertaken = (about, answer) => (told.get(about) ?? 0) > lastEventOf(answer);
 
 function takeSnapshot(snapshot) {
   lastEvent = snapshot.last_event ?? 0;
+  told.clear();
   setState({ jobs: snapshot.jobs, queue: snapshot.queue ?? [], waiting: Boolean(snapshot.waiting) });
 }
 
@@ -48,6 +53,7 @@ function connect() {
     source.addEventListener(kind, (message) => {
       const event = JSON.parse(message.data);
       lastEvent = Math.max(lastEvent, event.id);
+      told.set(event.job ?? event.state?.id ?? kind, event.id);
       TAKE[kind](event);
     });
   }
@@ -119,7 +125,10 @@ export async function loadJob(id) {
 const early = new Map();   // previews that were told of before their job was read
 
 // A whole job, as the server answers with: its long parts are kept apart from its state.
-export function takeJob({ settings, previews, details, ...short }) {
+export function takeJob(job) {
+  const { settings, previews, details, ...answered } = job;
+  const known = getState().jobs?.find((one) => one.id === job.id);
+  const short = known && isOvertaken(job.id, job) ? known : answered;
   const all = withPreviews(previews ?? [], early.get(short.id) ?? []);
   early.delete(short.id);
   setState((s) => ({ details: { ...s.details, [short.id]: { ...short, settings, previews: all, details } } }));
@@ -146,6 +155,7 @@ export function patchJob(id, patch) {
 export function takeDrawing(drawing) {
   setState((s) => {
     const known = s.drawings ?? [];
+    if (isOvertaken(drawing.id, drawing)) return {};
     return { drawings: known.some((one) => one.id === drawing.id) ? known.map((one) => (one.id === drawing.id ? drawing : one)) : [drawing, ...known] };
   });
 }
@@ -190,7 +200,7 @@ const TAKE = {
     setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));
   },
   drawing: (event) => takeDrawing(event.state),
-  captioning: (event) => takeCaptioning(event.state),
+  captioning: (event) => setState({ captioning: event.state }),
   loras: () => refreshLoras(),
   gallery(event) {
     galleryChanged(event);
@@ -198,7 +208,6 @@ const TAKE = {
   },
 };
 
-// An answer may come after the event that overtook it: the later state stays.
 export function takeCaptioning(state) {
-  setState((s) => (s.captioning && s.captioning.version >= state.version ? {} : { captioning: state }));
+  if (!isOvertaken("captioning", state)) setState({ captioning: state });
 }

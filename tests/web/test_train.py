@@ -378,3 +378,40 @@ def test_pictures_without_captions_and_trigger_are_warned_of_before_the_start(sh
     page.get_by_role("button", name="Use sks").click()
     assert page.get_by_label("Trigger word").input_value() == "sks"
     page.get_by_text("no prompt can ask for what is learned").wait_for(state="detached")
+
+
+def late(page, path: str, when) -> list:
+    """Answers of POST `path` reach the page only after `when()`. Returns a list that grows with each that has been let go."""
+    gone = []
+
+    def hold(route):
+        answer = route.fetch()
+        until(page, when)
+        route.fulfill(response=answer)
+        gone.append(route)
+
+    page.route(re.compile(path), lambda route: hold(route) if route.request.method == "POST" else route.continue_())
+    return gone
+
+
+def test_an_answer_that_comes_after_its_events_does_not_take_the_page_back(server, open_page, gallery):
+    """Events and answers come by two connections. What the later one says is what is shown, whichever comes first."""
+    page = open_page(server)
+    fill_form(page, gallery, name="overtaken", steps=100_000, resolution=64)
+    running = page.locator(".run-head .badge", has_text="running")
+    gone = late(page, r"/api/jobs$", lambda: running.count() == 1)
+    page.get_by_role("button", name="Train", exact=True).click()
+    until(page, lambda: len(gone) == 1)
+    job = server.get("jobs")["jobs"][0]
+    assert job["status"] == "running"
+    step = page.locator(".run-line").inner_text()
+    until(page, lambda: page.locator(".run-line").inner_text() != step)
+    assert running.count() == 1
+    paused = page.locator(".run-head .badge", has_text="paused")
+    gone = late(page, rf"/api/jobs/{job['id']}/pause$", lambda: paused.count() == 1)
+    page.get_by_role("button", name="Pause").click()
+    until(page, lambda: len(gone) == 1)
+    page.get_by_role("button", name="Resume").wait_for()
+    assert paused.count() == 1
+    server.post(f"jobs/{job['id']}/stop", {})
+    server.until(job["id"], "stopped")

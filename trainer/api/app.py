@@ -58,8 +58,9 @@ class Api:
         for route in self.routes:
             match = route.pattern.fullmatch(request.path)
             if match and route.method == method:
+                known = self.jobs.events.last
                 answer = route.handler(route.call(self, request, match.groupdict()))
-                return answer if isinstance(answer, Response) else as_json(answer, route.status)
+                return answer if isinstance(answer, Response) else as_json(answer, route.status, known)
             if match:
                 others.add(route.method)
         if others:

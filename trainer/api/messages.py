@@ -42,6 +42,8 @@ class ApiError(Exception):
         return answer
 
 
-def as_json(value: Any, status: int = 200) -> Response:
+def as_json(value: Any, status: int = 200, last_event: int | None = None) -> Response:
+    """`last_event` is the newest event that the value knows of for certain: whoever has heard of a later one has newer news."""
     body = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8", "backslashreplace")
-    return Response(status, {"content-type": "application/json; charset=utf-8", "cache-control": "no-store"}, body)
+    known = {} if last_event is None else {"hotlora-last-event": str(last_event)}
+    return Response(status, {"content-type": "application/json; charset=utf-8", "cache-control": "no-store", **known}, body)

@@ -170,3 +170,14 @@ def test_drawings(client, api):
         client.get(path, status=404)
     assert "multiple of 8" in client.post("drawings", {"prompt": "x", "names": [], "weights": [0], "width": 100}, status=400)["error"]
     assert "no LoRA 'x'" in client.post("drawings", {"prompt": "x", "names": ["x"], "weights": [0]}, status=400)["error"]
+
+
+def test_an_answer_says_up_to_which_event_it_is_certain(client):
+    """What comes while it is made may be in it or not: the number is that of before."""
+    events = client.api.jobs.events
+    events.add("log", text="one")
+    assert int(client.ask("GET", "jobs").headers["hotlora-last-event"]) == events.last
+    before = events.last
+    client.post("galleries", {"name": "faces"}, status=201)
+    answer = client.ask("POST", "galleries", {"name": "more"})
+    assert int(answer.headers["hotlora-last-event"]) >= before
