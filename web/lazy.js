@@ -13,8 +13,9 @@ export function lazy(load, name, waiting = () => html`<div class="empty quiet" a
   return function Lazy(properties) {
     const [, redraw] = useState(0);
     const [wrong, setWrong] = useState(false);
+    const isMissing = view === null;   // it may have come by the time of the effect, and that draws nothing
     useEffect(() => {
-      if (view || wrong) return;
+      if (!isMissing || wrong) return;
       fetched().then(() => redraw(1), () => setWrong(true));
     }, [wrong]);
     if (view) return html`<${view} ...${properties} />`;

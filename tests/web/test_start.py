@@ -114,3 +114,21 @@ def test_a_click_on_a_part_that_has_not_come_yet_is_not_lost(shared_server, brow
     page.locator("details.advanced > summary").click()
     search.wait_for(state="hidden")
     context.close()
+
+
+def test_a_part_that_comes_between_its_first_drawing_and_its_effects_is_shown(shared_server, browser):
+    """Loaded at leisure in just that moment; nothing else would draw the screen again."""
+    page = browser.new_page()
+    page.goto(shared_server.url + "/hotlora/")
+    page.locator("details.advanced").wait_for()
+    page.evaluate("""async () => {
+      const at = [...document.scripts].map((one) => one.src).find((src) => /app\\.js|start\\.js/.test(src)).replace(/[^/]*$/, "");
+      const [{ lazy, fetchLater }, { html }, { render }] = await Promise.all(["lazy.js?with-no-other-part", "store.js", "vendor/preact.mjs"].map((name) => import(at + name)));
+      const place = document.body.appendChild(document.createElement("div"));
+      window.requestIdleCallback = (work) => work();
+      const Part = lazy(async () => ({ Part: () => html`<p class="part-of-a-test">here</p>` }), "Part");
+      render(html`<${Part} />`, place);
+      fetchLater();
+    }""")
+    page.locator(".part-of-a-test").wait_for(timeout=20_000)
+    page.close()
