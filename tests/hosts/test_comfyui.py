@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.places import host
 from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_quantized, write_smoothed, write_vega
+from hotlora.tests.hosts.watching import memory_limit
 from hotlora.trainer.demo import drawings
 
 pytestmark = pytest.mark.host
@@ -121,6 +122,23 @@ def test_the_host_draws_the_same_picture_after_every_ending(comfy, ending, tmp_p
     assert comfy.get("/inside/state")["models"] == state["models"]
     used = pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted(f"a photo of sks <lora:{name}:1>")}))
     assert used.shape == before.shape
+
+
+@pytest.mark.slow
+def test_a_run_whose_memory_is_full_goes_on_with_less_and_the_host_draws_the_same(comfy):
+    """The allocator of the real process refuses more than 800 MB."""
+    resolution, settings = 512, {"batch_size": 4, "upscale": True}
+    # prepares the pictures, which takes more memory than a step
+    assert ended(train(comfy, name="prepared", steps=1, resolution=resolution, settings={**settings, "batch_size": 1, "gradient_checkpointing": True})) == "success"
+    before, state = draw(comfy), comfy.get("/inside/state")
+    told = len(comfy.log.read_text(errors="replace"))
+    with memory_limit(comfy.process.pid, 800 << 20):
+        entry = train(comfy, name="full", steps=2, resolution=resolution, settings=settings)
+    assert ended(entry) == "success", error_of(entry)
+    assert "the memory is full" in comfy.log.read_text(errors="replace")[told:]
+    assert np.array_equal(draw(comfy), before)
+    left = comfy.get("/inside/state")
+    assert left["models"] == state["models"] and left["switches"] == state["switches"]
 
 
 def test_a_cancelled_run_goes_on_and_ends_as_one_that_was_not(comfy):

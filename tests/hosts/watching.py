@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import struct
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 IN_ACCESS, IN_OPEN, NON_BLOCKING = 0x1, 0x20, 0o4000
 
@@ -19,6 +22,17 @@ def memory(pid: int, what: str) -> int:
 
 def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+@contextmanager
+def memory_limit(pid: int, more: int) -> Iterator[None]:
+    """A process gets at most `more` bytes beyond those that it has mapped now: what does not fit fails in its allocator."""
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (memory(pid, "VmSize") + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
 
 
 class FileAccess:
