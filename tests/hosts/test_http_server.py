@@ -139,3 +139,12 @@ def test_bases(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="without a .safetensors"):
         find_bases([str(tmp_path / "empty")])
+
+
+def test_head_and_body_of_an_answer_leave_together(server):
+    """Apart, the body waits for the browser's acknowledgement of the head: some 40 ms for each request after a connection's first."""
+    with socket.create_connection(server.server_address[:2], timeout=30) as connection:
+        for _ in range(5):
+            connection.sendall(b"GET /hotlora/api/status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200") and json.loads(body)["host"] == "standalone"

@@ -49,6 +49,9 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "HotLoRA", ""
     timeout = 60
+    # head and body go out together: apart, a small body waits some 40 ms until the browser has acknowledged the head
+    wbufsize = -1
+    disable_nagle_algorithm = True
     server: Server
 
     def __getattr__(self, name: str):
@@ -124,6 +127,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.send_header("connection", "close")
             self.end_headers()
+            self.wfile.flush()
             for part in body:
                 self.wfile.write(part)
                 self.wfile.flush()
