@@ -22,6 +22,7 @@ from ..trainer.hosts.comfy import ComfyBackend
 from ..trainer.listeners import RunLog
 from ..trainer.lora_file import to_file_weights
 from ..trainer.lora_tensors import kohya_tensors
+from ..trainer.memory import FREE_SOME, explained
 from ..trainer.plot import draw_curve
 from ..trainer.presets import apply_preset
 from ..trainer.run import make_session, read_material
@@ -79,7 +80,7 @@ class NodeProgress(Listener):
 
 def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) -> Result:
     """Read the pictures, train, and apply the result. Cancelling saves first and then raises ComfyUI's own exception."""
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), explained(lambda: FREE_SOME):
         name = values["name"]
         config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})

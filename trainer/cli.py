@@ -11,6 +11,7 @@ from pathlib import Path
 from .cli_gallery import add_commands as add_gallery_commands
 from .config import TrainConfig, describe_settings
 from .config_files import load_config
+from .memory import FREE_SOME, explained
 from .output_files import OutputError
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments.insert(0, "train")
     options = parser().parse_args(arguments)
     try:
-        return options.run(options)
+        with explained(lambda: FREE_SOME):
+            return options.run(options)
     except (ValueError, OutputError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

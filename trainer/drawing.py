@@ -22,6 +22,7 @@ from .job_events import EventLog
 from .job_run import sentence
 from .job_settings import chosen_base
 from .live import LoraTag, Registry, parse_prompt
+from .memory import FREE_SOME, explained
 from .output_files import write_atomically
 from .pixels import write_png
 from .turns import Turn
@@ -154,7 +155,8 @@ class DrawingQueue:
                 self._tell(drawing)
             try:
                 config = TrainConfig(train_data_dir="drawing", **({"base_model": drawing.base} if drawing.base else {}))
-                self.host.with_backend(config, lambda backend: self._draw(drawing, backend))
+                with explained(lambda: f"; draw smaller pictures, or{FREE_SOME[1:]}"):
+                    self.host.with_backend(config, lambda backend: self._draw(drawing, backend))
                 self._end(drawing, "done")
             except BaseChanged as error:
                 self._end(drawing, "cancelled", str(error))

@@ -10,14 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from .backend import Backend, BaseChanged
 from .config import TrainConfig
 from .gallery_files import existing_folder, printable
 from .job_settings import base_of, checked_settings, placed, with_preset
 from .job_store import Job, LossFile
 from .listeners import RunLog, TensorBoard
+from .memory import FREE_SOME, explained
 from .output_files import OutputError
 from .run import Material, make_session, read_material
 from .session import Listener, Outcome, Session, StepReport
@@ -64,9 +63,10 @@ class JobRun(Listener):
         handler = _Warnings(self)
         logging.getLogger(__package__).addHandler(handler)
         try:
-            material = self._material()
-            self._raise_if_stopped()
-            outcome = self.host.with_backend(material.config, lambda backend: self._train(material, backend))
+            with explained(lambda: FREE_SOME):
+                material = self._material()
+                self._raise_if_stopped()
+                outcome = self.host.with_backend(material.config, lambda backend: self._train(material, backend))
             self._end(outcome.status, outcome.message.replace("go on with --resume", "Resume goes on from here"))
         except Stopped:
             self._end("stopped", "stopped before the first step; nothing had been learned yet")
@@ -241,8 +241,6 @@ class _Warnings(logging.Handler):
 def sentence(error: BaseException) -> str:
     """Why, for the user, in one sentence."""
     text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
-        return "the memory is not enough; switch gradient_checkpointing on, or lower resolution, batch_size or lora_rank"
     if isinstance(error, ImportError) and error.name:
         return f"the package {error.name} is missing; install it, or change the setting that needs it"
     if isinstance(error, (ValueError, OutputError)):

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import torch
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _SENTENCES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+FREE_SOME = "; free memory that other programs hold, or restart this one"
+"""What can be done where there is nothing to give up."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -21,6 +24,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sentence in str(error).lower() for sentence in _SENTENCES)
+
+
+class MemoryFull(ValueError):
+    """The memory does not suffice, whatever is given up for it; the message says what was tried and what would fit."""
+
+
+@contextmanager
+def explained(advice: Callable[[], str]) -> Iterator[None]:
+    """Turns the allocator's error into MemoryFull: what ran full, and the advice. An error that is explained already passes."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # whoever keeps the error, as a host does that shows it, would keep what the failed work held
+        traceback.clear_frames(error.__traceback__)
+        said = str(error).strip().splitlines()
+        raise MemoryFull(f"the memory is full ({said[0] if said else type(error).__name__}){advice()}") from error
 
 
 class Plan:
@@ -35,13 +56,21 @@ class Plan:
         self.encoders_away = self.activations_away = False
         self.taken: list[str] = []
 
-    def step_down(self) -> str | None:
-        """The rung that was taken, in words; None when there is none left."""
+    def step_down(self, encoding: bool = False) -> str | None:
+        """The rung that was taken, in words; None when there is none left. `encoding`: before the first step, only pictures and captions
+        are worked on, and nothing but the room beside the encoders can help."""
         self.backend.free_memory()
-        rung = self._next()
+        rung = self._next_for_encoding() if encoding else self._next()
         if rung:
             self.taken.append(rung)
         return rung
+
+    def _next_for_encoding(self) -> str | None:
+        if not self.encoders_away:
+            self.encoders_away = True
+            self.backend.offload_encoders()
+            return "text encoder and autoencoder leave the device between uses"
+        return None
 
     def _next(self) -> str | None:
         if not self.encoders_away:
@@ -64,6 +93,11 @@ class Plan:
             return "what the backward needs waits in main memory, a step takes longer"
         return None
 
+    def advice(self, resolution: int) -> str:
+        """What was tried and what would fit, to follow on what went wrong."""
+        tried = f"; {'; '.join(self.taken)}: it was not enough" if self.taken else ""
+        return f"{tried}. Set resolution lower than {resolution}, or lora_rank lower, or free memory that other programs hold"
+
     @contextmanager
     def keeping(self) -> Iterator[None]:
         """Around a forward: where what it keeps for the backward goes."""
@@ -72,13 +106,6 @@ class Plan:
                 yield
         else:
             yield
-
-
-def advice(error: BaseException, plan: Plan, resolution: int) -> str:
-    """One sentence for a run that does not fit, after the last rung."""
-    tried = f"; {'; '.join(plan.taken)}: it was not enough" if plan.taken else ""
-    return (f"the memory is full ({str(error).splitlines()[0] if str(error) else type(error).__name__}){tried}. Set resolution lower than "
-            f"{resolution}, or lora_rank lower, or free memory that other programs hold")
 
 
 class Undo:
@@ -118,24 +145,20 @@ class Undo:
 
 
 def encode_image(backend: Backend, x_B3HW: torch.Tensor) -> torch.Tensor:
-    """`backend.encode_image`, one picture at a time where the memory does not suffice. ValueError when one does not fit either."""
+    """`backend.encode_image`, one picture at a time where the memory does not suffice. MemoryFull when one does not fit either."""
     try:
         return backend.encode_image(x_B3HW)
     except Exception as error:
         if not is_out_of_memory(error):
             raise
     backend.free_memory()
-    try:
+    height, width = x_B3HW.shape[2:]
+    with explained(lambda: f": the autoencoder cannot take a picture of {width} x {height}; set resolution lower, or free memory that other "
+                           "programs hold"):
         return torch.cat([backend.encode_image(x_B3HW[i:i + 1]) for i in range(len(x_B3HW))])
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        height, width = x_B3HW.shape[2:]
-        raise ValueError(f"the memory is full: the autoencoder cannot take a picture of {width} x {height}; set resolution lower, or free "
-                         "memory that other programs hold") from error
 
 
-def attempt(plan: Plan, work, undo=None, tell=None) -> Any:
+def attempt(plan: Plan, work, undo=None, tell=None, encoding: bool = False) -> Any:
     """`work()`, again on the next rung for as long as it runs out of memory. The error of the last rung comes out."""
     while True:
         try:
@@ -143,10 +166,13 @@ def attempt(plan: Plan, work, undo=None, tell=None) -> Any:
         except Exception as error:
             if undo:
                 undo()
-            rung = plan.step_down() if is_out_of_memory(error) else None
+            if not is_out_of_memory(error):
+                raise
+            # the error must not keep what the failed attempt held while memory is given back
+            traceback.clear_frames(error.__traceback__)
+            rung = plan.step_down(encoding)
             if rung is None:
                 raise
-        # outside of the except block, where the error no longer keeps the tensors of the failed attempt alive
         log.warning("the memory is full: %s", rung)
         if tell:
             tell(rung)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from .adapter import Adapter
 from .backend import Backend
+from .cache import CacheReport
 from .captions.at_start import caption_before_training
 from .config import TrainConfig
 from .dataset import Dataset, cache_folder
 from .gallery import Gallery, read_gallery
 from .lora_file import load_lora, to_layers
+from .memory import Plan, attempt, explained
 from .names import check_name, safe_name
 from .output_files import OutputError
 from .samples import default_steps
@@ -83,19 +85,26 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     check_writable("output_dir", Path(config.output_dir))
     if config.lora_dir:
         check_writable("lora_dir", Path(config.lora_dir))
+    plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
+    with explained(lambda: plan.advice(dataset.resolution)):
+        reports = attempt(plan, lambda: _prepare(dataset, backend, progress), encoding=True)
+    for what, report in reports.items():
+        log.info("%s: %d encoded, %d from the cache%s", what, report.encoded, report.reused,
+                 f", {report.repaired} damaged and made again" if report.repaired else "")
+    if not dataset.trains_text:
+        backend.offload_encoders()
+    return Session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
+
+
+def _prepare(dataset: Dataset, backend: Backend, progress) -> dict[str, CacheReport]:
+    """What is prepared is in the cache: doing it again does only what is missing."""
     with Turn(backend, backend.borrow) as turn:
         def prepared(done: int, total: int) -> None:
             if progress:
                 progress(done, total)
             turn.give_way()
 
-        reports = dataset.prepare(prepared)
-    for what, report in reports.items():
-        log.info("%s: %d encoded, %d from the cache%s", what, report.encoded, report.reused,
-                 f", {report.repaired} damaged and made again" if report.repaired else "")
-    if not dataset.trains_text:
-        backend.offload_encoders()
-    return Session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners)
+        return dataset.prepare(prepared)
 
 
 def check_writable(setting: str, folder: Path) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
@@ -20,7 +20,7 @@ from .dataset import Dataset
 from .extension_points import load_function
 from .lora_file import DTYPES, load_lora, save_lora, to_file_weights, to_layers, write_safetensors
 from .lora_metadata import build_metadata
-from .memory import Plan, Undo, advice, attempt, is_out_of_memory
+from .memory import Plan, Undo, attempt, explained, is_out_of_memory
 from .objective import Objective
 from .optimizers import EMA, make_optimizer, make_scheduler, settled
 from .peft_format import to_peft
@@ -88,7 +88,7 @@ class Session:
     """
 
     def __init__(self, config: TrainConfig, backend: Backend, dataset: Dataset, adapter: Adapter, *, name: str,
-                 total_steps: int, listeners: list[Listener] | None = None) -> None:
+                 total_steps: int, listeners: list[Listener] | None = None, plan: Plan | None = None) -> None:
         self.config, self.backend, self.dataset, self.adapter, self.name = config, backend, dataset, adapter, name
         self.total_steps, self.listeners, self.step, self.elapsed = total_steps, list(listeners or []), 0, 0.0
         self.folder = Path(config.output_dir)
@@ -103,7 +103,7 @@ class Session:
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
         self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
         self.started_at = time.time()
-        self.plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
+        self.plan = plan or Plan(backend, config.gradient_checkpointing, config.batch_size)
         self.validation = Validation(config, backend, dataset, self.objective, self.precision.autocast) if config.validation else None
         self.progress, self.best = Progress(), {}
         self.commands, self._stop_reason = Commands(), ""
@@ -134,7 +134,7 @@ class Session:
         """Train to the end, or until stopped. Whatever ends it, what was learned is saved first; then errors are raised again."""
         self._tell("started")
         try:
-            with Turn(self.backend, self._borrowed) as turn:
+            with explained(lambda: self.plan.advice(self.dataset.resolution)), Turn(self.backend, self._borrowed) as turn:
                 while not (self.is_done or self._asked_to_stop()):
                     self._tell("stepped", self.train_step())
                     self._validate(turn)
@@ -152,9 +152,18 @@ class Session:
 
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
-        with self.backend.borrow(), self.adapter.attached(self.backend.components()):
-            self.backend.set_checkpointing(self.plan.checkpointing)
+        with self._attempt(self._borrow):
             yield
+
+    def _borrow(self) -> ExitStack:
+        with ExitStack() as stack:
+            stack.enter_context(self.backend.borrow())
+            stack.enter_context(self.adapter.attached(self.backend.components()))
+            self.backend.set_checkpointing(self.plan.checkpointing)
+            return stack.pop_all()
+
+    def _attempt(self, work, undo=None) -> Any:
+        return attempt(self.plan, work, undo, lambda rung: self._tell("lightened", rung))
 
     def _save_and_draw(self, save: bool, draw: bool) -> None:
         """What the settings or a command ask for after this step; and the state alone now and then, against crashes."""
@@ -179,7 +188,7 @@ class Session:
             with self._final_weights():
                 return self.validation.measure(self.adapter, self.step, turn.give_way)
 
-        measurement = attempt(self.plan, measure, tell=lambda rung: self._tell("lightened", rung))
+        measurement = self._attempt(measure)
         if self.progress.add(measurement) and measurement.held_out is not None:
             with self._final_weights():
                 self.best = {key: x.detach().cpu().clone() for key, x in self.adapter.state_dict().items()}
@@ -208,7 +217,7 @@ class Session:
 
     def train_step(self) -> StepReport:
         """One optimizer step. Where the memory does not suffice the same step is done again in a way that needs less."""
-        return attempt(self.plan, self._step, self._forget_step, lambda rung: self._tell("lightened", rung))
+        return self._attempt(self._step, self._forget_step)
 
     def _step(self) -> StepReport:
         """Over all samples of the step, summed up batch by batch."""
@@ -421,16 +430,15 @@ class Session:
     def _keep_after(self, error: BaseException) -> Outcome:
         """A failed run keeps its last good weights, if the failure lets it."""
         self._forget_step()
-        reason = advice(error, self.plan, self.dataset.resolution) if is_out_of_memory(error) else error
         lora, kept = None, "nothing had been learned yet"
         if self.step:
             try:
                 lora = self.save_lora(self.name)
                 save_state(self.folder, self.name, self.step, self.state_dict())
                 kept = f"what was learned in {self.step} steps is {lora}; go on with --resume"
-            except OSError as second:
+            except (OSError, MemoryError, RuntimeError) as second:
                 kept = f"what was learned could not be saved either: {second}"
-        return Outcome("failed", self.step, self.total_steps, lora, f"failed at step {self.step + 1}: {reason}; {kept}")
+        return Outcome("failed", self.step, self.total_steps, lora, f"failed at step {self.step + 1}: {error}; {kept}")
 
     def _asked_to_stop(self) -> bool:
         return self.commands.stop.is_set() or self.backend.interrupted()

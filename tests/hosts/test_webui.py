@@ -172,7 +172,7 @@ def test_every_ending_leaves_the_host_as_it_was(webui, ending):
         inside(webui, "failing", error="")
     assert done["status"] == ("failed" if ending == "memory" else "completed" if ending == "previews" else ending), done
     if ending == "memory":
-        assert "memory" in done["message"] and "\n" not in done["message"] and "not enough memory" in done["details"]
+        assert "the memory is full" in done["message"] and "resolution lower than 64" in done["message"] and "\n" not in done["message"] and "not enough memory" in done["details"]
     if ending == "previews":
         assert len(done["previews"]) == 2 and not list((webui.base / "outputs").rglob("*.*")) and not (webui.base / "params.txt").is_dir()
     assert inside(webui, "state") == state

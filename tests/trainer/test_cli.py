@@ -136,3 +136,12 @@ def test_an_error_is_one_sentence(arguments, expected, yaml, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and expected in error
     assert not (tmp_path / "out").exists()
+
+
+@needs_base
+def test_memory_that_is_full_is_one_sentence_with_what_would_fit(yaml, tmp_path, capsys):
+    mine = tmp_path / "mine.py"
+    mine.write_text("import torch\ndef fail(out, target, t, batch):\n    raise torch.cuda.OutOfMemoryError('CUDA out of memory, on purpose')\n")
+    assert main(["--config", str(yaml), "--set", f"loss_term={mine}:fail"]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: the memory is full (CUDA out of memory, on purpose)") and "resolution lower than" in error

@@ -143,6 +143,33 @@ def test_the_queue_is_reordered_and_cancelled(jobs, settings):
     assert ended(jobs, second).status == "completed" and fourth.ended < second.started
 
 
+def test_a_job_that_does_not_fit_says_what_would_and_keeps_its_work(jobs, settings, backend, monkeypatch, host):
+    predict, calls = backend.predict, []
+
+    def full(*args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9999 bytes.")
+        return predict(*args)
+
+    monkeypatch.setattr(backend, "predict", full)
+    job = ended(jobs, jobs.submit({**settings, "batch_size": 1}, None))
+    assert job.status == "failed" and "failed at step 3: the memory is full" in job.message and "resolution lower than 64" in job.message, job.message
+    assert "\n" not in job.message and "you tried to allocate" in job.details and host.written[-1] == "face"
+    monkeypatch.undo()
+    jobs.command(job.id, "resume")
+    assert ended(jobs, job).status == "completed"
+
+
+def test_a_job_whose_base_does_not_fit_says_so(jobs, settings, host, monkeypatch):
+    def full(config, work):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(host, "with_backend", full)
+    job = ended(jobs, jobs.submit(settings, None))
+    assert job.status == "failed" and job.message.startswith("the memory is full (CUDA out of memory") and "free memory" in job.message
+
+
 def test_a_failing_job_says_why_and_the_next_one_starts(jobs, settings, gallery):
     failing = jobs.submit({**settings, "name": "burnt", "learning_rate": 10, "weight_decay": 100, "steps": 4000}, None)
     bad_layers = jobs.submit({**settings, "name": "layers", "unet_target_modules": ["nonsense"]}, None)

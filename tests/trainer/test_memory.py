@@ -1,14 +1,17 @@
 """Out of memory at any operation of a run: the same step is done again on the next rung, and what is learned is the same."""
 from __future__ import annotations
 
+import gc
 import random
+import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hotlora.trainer.memory import Plan, Undo, attempt, encode_image, is_out_of_memory
+from hotlora.trainer.memory import MemoryFull, Plan, Undo, attempt, encode_image, is_out_of_memory
 from hotlora.trainer.optimizers import EMA
 from hotlora.trainer.session import Listener
 
@@ -116,11 +119,70 @@ def test_after_the_last_rung_the_work_is_kept_and_the_error_says_what_would_fit(
             ends.append(outcome)
 
     session = session_of(light, [Watch()], loss_term=f"{mine}:fail")
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(MemoryFull) as caught:
         session.train()
     [outcome] = ends
+    assert str(caught.value) in outcome.message and "\n" not in outcome.message and "on purpose" in outcome.message
     assert outcome.status == "failed" and outcome.step == 1 and outcome.lora.is_file()
     assert "resolution" in outcome.message and "gradient checkpointing" in outcome.message and "parts of 1" in outcome.message
+    assert not [m for m in backend.components()["unet"].modules() if "forward" in m.__dict__]
+
+
+def test_what_a_failed_step_held_is_free_when_the_run_has_ended(session_of, light, backend, monkeypatch):
+    """Whoever shows the error keeps it: a host would go on with what the last step's activations take."""
+    held, predict = [], backend.predict
+
+    def full(*args):
+        out_BCHW = predict(*args)
+        held.append(weakref.ref(out_BCHW))
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+
+    monkeypatch.setattr(backend, "predict", full)
+    with pytest.raises(MemoryFull) as caught:
+        session_of(light).train()
+    gc.collect()
+    assert len(held) > 1 and not any(ref() is not None for ref in held) and isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
+
+
+@pytest.mark.parametrize("times, fits", [(1, True), (10**6, False)])
+def test_a_caption_that_does_not_fit_is_encoded_with_the_other_encoders_away(session_of, light, backend, monkeypatch, times, fits):
+    encode, calls, away = backend.encode_text, [], []
+
+    def full(captions, grad=False):
+        calls.append(captions)
+        if len(calls) <= times:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+        return encode(captions, grad)
+
+    monkeypatch.setattr(backend, "encode_text", full)
+    monkeypatch.setattr(backend, "offload_encoders", lambda: away.append(len(calls)))
+    if fits:
+        assert session_of(light).train().status == "completed"
+    else:
+        with pytest.raises(MemoryFull, match="on purpose.*resolution"):
+            session_of(light)
+    assert away[0] == 1
+
+
+@pytest.mark.parametrize("times, fits", [(1, True), (10**6, False)])
+def test_a_host_that_cannot_load_what_is_lent_is_asked_again_with_less(session_of, light, backend, monkeypatch, times, fits):
+    borrow, calls, watch = backend.borrow, [], Rungs()
+
+    @contextmanager
+    def full():
+        with borrow():
+            calls.append(1)
+            if len(calls) <= times:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+            yield
+
+    session = session_of(light, [watch])
+    monkeypatch.setattr(backend, "borrow", full)
+    if fits:
+        assert session.train().status == "completed" and len(watch.taken) == 1
+    else:
+        with pytest.raises(MemoryFull, match="on purpose"):
+            session.train()
     assert not [m for m in backend.components()["unet"].modules() if "forward" in m.__dict__]
 
 
