@@ -5,15 +5,10 @@ The field metadata is the one source for validation, `--help`, the tooltips and 
 """
 from __future__ import annotations
 
-import dataclasses
-import re
 from dataclasses import dataclass
-from typing import Any
-
-import yaml
 
 from .names import check_name
-from .settings import NUMBER, Setting, setting, unknown_key
+from .settings import CheckedSettings, Setting, setting
 
 LR_SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion")
@@ -23,8 +18,10 @@ FUNCTION_FORM = "package.module:function or path/to/file.py:function"
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(CheckedSettings):
     """Every setting of one run. Making one (also by `dataclasses.replace`) checks it: ValueError names what is wrong."""
+
+    EXAMPLES = {"train_data_dir": "path/to/my/pictures"}
 
     # Pictures and captions
     train_data_dir: str = setting(pattern=PATH, form="a path", help=(
@@ -176,13 +173,9 @@ class TrainConfig:
     loss_term: str | None = setting(None, pattern=FUNCTION, form=FUNCTION_FORM, help=(
         "Your own function whose value is added to the loss: package.module:function or path/to/file.py:function."))
 
-    def __post_init__(self) -> None:
-        self.validate()
-
     def validate(self) -> None:
         """Convert every value to its type and check ranges and combinations; ValueError names the first that is wrong."""
-        for name, definition in SETTINGS.items():
-            setattr(self, name, definition.convert(getattr(self, name)))
+        super().validate()
         if self.min_snr_gamma == 0:
             self.min_snr_gamma = None
         if self.name is not None:
@@ -197,25 +190,6 @@ class TrainConfig:
             if name in self.optimizer_args:
                 raise ValueError(f"optimizer_args has {name}, which has a setting of its own; move its value to "
                                  f"{'learning_rate' if name == 'lr' else name}")
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """A checked config from a mapping of setting names; ValueError for an unknown or missing name or a wrong value."""
-        for name in values:
-            if name not in SETTINGS:
-                raise unknown_key(name, SETTINGS)
-        for name, definition in SETTINGS.items():
-            if definition.required and name not in values:
-                raise ValueError(f"{name} is missing; add a line such as {name}: path/to/my/pictures")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All settings as plain values, in the order of their definition; `from_dict` is its inverse."""
-        return dataclasses.asdict(self)
-
-    def to_yaml(self) -> str:
-        """All settings as a YAML file that `load_config` reads back to an equal config."""
-        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def without_effect(config: TrainConfig) -> list[str]:
@@ -235,28 +209,11 @@ def without_effect(config: TrainConfig) -> list[str]:
     return [f"{name} has no effect here: {advice}" for name, unused, advice in rules if unused and changed(name)]
 
 
-def describe_settings() -> list[tuple[str, str, str, str]]:
+def describe_settings(kind: type[CheckedSettings] = TrainConfig) -> list[tuple[str, str, str, str]]:
     """(name, what is allowed, default, help) of every setting, as texts for tables and tooltips."""
     return [(name, definition.allowed(), definition.default_text(), definition.help)
-            for name, definition in SETTINGS.items()]
+            for name, definition in kind.definitions().items()]
 
 
-def _definition(field: dataclasses.Field) -> Setting:
-    kind, _, rest = field.type.partition(" | ")
-    return Setting(name=field.name, kind=kind, optional=rest == "None", **field.metadata)
-
-
-SETTINGS: dict[str, Setting] = {field.name: _definition(field) for field in dataclasses.fields(TrainConfig)}
+SETTINGS: dict[str, Setting] = TrainConfig.definitions()
 """Every setting by name, in the order in which forms and tables show them."""
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes also the texts that only `config_files.py` (or YAML 1.2) reads as numbers, such as 1e5."""
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Line ends of other alphabets are escaped: within single quotes they would be read back as a space."""
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{NUMBER.pattern})$", re.ASCII), list("-+.0123456789"))

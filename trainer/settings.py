@@ -7,7 +7,10 @@ import math
 import re
 import reprlib
 from dataclasses import dataclass
-from typing import Any, Iterable
+from functools import lru_cache
+from typing import Any, ClassVar, Iterable, TypeVar
+
+import yaml
 
 NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 YES_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -102,6 +105,67 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, **limits: Any) -> 
     if isinstance(default, (list, dict)):
         return dataclasses.field(default_factory=lambda: default.copy(), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+T = TypeVar("T", bound="CheckedSettings")
+
+
+class CheckedSettings:
+    """Base of a dataclass whose fields were made by `setting`. Making one (also by `dataclasses.replace`) checks it."""
+
+    EXAMPLES: ClassVar[dict[str, str]] = {}
+    """A value for each setting that has no default, for the message when it is missing."""
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Convert every value to its type and check its range; ValueError names the first that is wrong."""
+        for name, definition in self.definitions().items():
+            setattr(self, name, definition.convert(getattr(self, name)))
+
+    @classmethod
+    @lru_cache(maxsize=None)
+    def definitions(cls) -> dict[str, Setting]:
+        """Every setting by name, in the order in which forms and tables show them."""
+        return {field.name: _definition(field) for field in dataclasses.fields(cls)}
+
+    @classmethod
+    def from_dict(cls: type[T], values: dict[str, Any]) -> T:
+        """A checked config from a mapping of setting names; ValueError for an unknown or missing name or a wrong value."""
+        definitions = cls.definitions()
+        for name in values:
+            if name not in definitions:
+                raise unknown_key(name, definitions)
+        for name, definition in definitions.items():
+            if definition.required and name not in values:
+                raise ValueError(f"{name} is missing; add a line such as {name}: {cls.EXAMPLES[name]}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values, in the order of their definition; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        """All settings as a YAML file that `load_config` reads back to an equal config."""
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def _definition(field: dataclasses.Field) -> Setting:
+    kind, _, rest = field.type.partition(" | ")
+    return Setting(name=field.name, kind=kind, optional=rest == "None", **field.metadata)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes also the texts that only `config_files.py` (or YAML 1.2) reads as numbers, such as 1e5."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Line ends of other alphabets are escaped: within single quotes they would be read back as a space."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if re.search("[\x85\u2028\u2029]", text) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(rf"^(?:{NUMBER.pattern})$", re.ASCII), list("-+.0123456789"))
 
 
 def _to_bool(value: Any) -> bool:
