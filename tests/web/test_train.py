@@ -22,6 +22,7 @@ def test_from_an_empty_page_to_a_lora_by_keys(server, open_page, gallery, tmp_pa
     page.keyboard.type("sks")
     page.get_by_role("radio", name="Object").focus()
     page.keyboard.press("Space")
+    page.get_by_text("Previews: “a photo of sks on a white table”, “a photo of sks in a garden”").wait_for()
     set_advanced(page, {"steps": 6, "preview_steps": 3, "resolution": 64})
     page.get_by_text("6 pictures, 6 steps").wait_for()
     page.get_by_role("button", name="Train", exact=True).focus()
@@ -41,6 +42,17 @@ def test_from_an_empty_page_to_a_lora_by_keys(server, open_page, gallery, tmp_pa
     job = server.get("jobs")["jobs"][0]
     assert job["total_steps"] == 6 and job["trigger"] == "sks"
     assert server.get(f"jobs/{job['id']}")["settings"]["preview_prompts"] == ["a photo of sks on a white table", "a photo of sks in a garden"]
+
+
+def test_what_is_said_of_the_previews_is_what_will_be_drawn(server, open_page, gallery):
+    page = open_page(server)
+    page.get_by_role("textbox", name="Pictures").or_(page.get_by_role("combobox", name="Pictures")).fill(str(gallery))
+    page.get_by_role("radio", name="Object").check()
+    page.get_by_text("Previews of it need a trigger word.").wait_for()
+    page.get_by_label("Trigger word").fill("zork")
+    page.get_by_text("Previews: “a photo of zork on a white table”, “a photo of zork in a garden”").wait_for()
+    set_advanced(page, {"preview_prompts": "zork on the moon"})
+    page.get_by_text("Previews: your own prompts, under Advanced.").wait_for()
 
 
 def test_the_viewer_walks_by_keys_and_compares(server, open_page, gallery):

@@ -66,7 +66,7 @@ function TrainForm() {
       <//>
     </div>
     <${Choice} legend=${t("train.subject")} name="subject" value=${form.subject} options=${SUBJECTS.map((one) => [one, t(`subject.${one}`)])}
-      hint=${form.subject ? t(`subject.${form.subject}.hint`) : t("subject.hint")} onChange=${(subject) => changeForm({ subject })} clearable />
+      hint=${subjectHint(form)} onChange=${(subject) => changeForm({ subject })} clearable />
     <${Choice} legend=${t("train.preset")} name="preset" value=${form.preset} options=${PRESETS.map((one) => [one, t(`preset.${one}`)])}
       hint=${t(`preset.${form.preset}.hint`)} onChange=${(preset) => changeForm({ preset })} />
     <${Base} value=${form.more.base_model} />
@@ -76,6 +76,14 @@ function TrainForm() {
     ${status && !status.can_train && status.reason && html`<p class="note"><${Icon} name="warn" />${said(status.reason)}</p>`}
     <div class="actions main-actions"><${TrainButton} train=${train} /></div>
   </form>`;
+}
+
+// What will be drawn, word for word: prompts are English, as most checkpoints read no other language.
+function subjectHint(form) {
+  if (!form.subject) return t("subject.hint");
+  if (form.more.preview_prompts?.length) return t("subject.ownPrompts");
+  const prompts = settingsOf(form).preview_prompts;
+  return prompts?.length ? t("subject.prompts", { prompts: prompts.map((one) => `“${one}”`).join(", ") }) : t("subject.noTrigger");
 }
 
 // The checkpoint to train on: chosen where the host offers several, told where it decides.
