@@ -20,7 +20,7 @@ BACKGROUNDS = {"white": (240, 240, 238), "gray": (150, 152, 154), "black": (28, 
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 COUNTS = ("one", "two", "three")
 TRIGGER = "sks"
-_SUPERSAMPLING = 4
+SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,13 @@ def made_up_word(rng: random.Random) -> str:
 
 def draw_scene(scene: Scene, rng: random.Random) -> Image.Image:
     """Draw `scene` at `SIZE` x `SIZE` pixels; position, size, rotation and shade vary with `rng`."""
-    canvas, draw = _background(scene.background or rng.choice(list(BACKGROUNDS)), scene.texture, rng)
+    canvas, draw = background_of(scene.background or rng.choice(list(BACKGROUNDS)), scene.texture, rng)
     number = COUNTS.index(scene.count) + 1
     radius = {1: (15, 22), 2: (11, 14), 3: (9, 10.5)}[number]
     for x, y in _places(number, rng):
         shade = rng.uniform(0.86, 1.0)
         _shape(draw, scene.shape, x, y, rng.uniform(*radius), object_colour(scene.colour, rng, shade), rng.uniform(-0.12, 0.12))
-    return _finish(canvas)
+    return finished(canvas)
 
 
 def object_colour(name: str, rng: random.Random | None = None, value: float = 0.95) -> tuple[int, int, int]:
@@ -92,39 +92,39 @@ def object_colour(name: str, rng: random.Random | None = None, value: float = 0.
 
 def draw_mascot(rng: random.Random, background: str | None = None, texture: str = "plain") -> Image.Image:
     """The demo's concept: a round purple creature with one big white eye, a black pupil and two yellow horns."""
-    canvas, draw = _background(background or rng.choice(list(BACKGROUNDS)), texture, rng)
+    canvas, draw = background_of(background or rng.choice(list(BACKGROUNDS)), texture, rng)
     x, y = rng.uniform(28, 36), rng.uniform(34, 39)
     r = rng.uniform(17, 21)
     yellow, purple = object_colour("yellow"), object_colour("purple", value=0.85)
     for side in (-1, 1):
         base = [(x + side * r * 0.18, y - r * 0.75), (x + side * r * 0.92, y - r * 0.30)]
-        _polygon(draw, [*base, (x + side * r * 0.98, y - r * 1.42)], yellow)
-    _disc(draw, x, y, r, purple)
-    _disc(draw, x, y, r * 0.56, (246, 246, 246))
+        polygon(draw, [*base, (x + side * r * 0.98, y - r * 1.42)], yellow)
+    disc(draw, x, y, r, purple)
+    disc(draw, x, y, r * 0.56, (246, 246, 246))
     gaze = rng.uniform(-0.08, 0.08) * r
-    _disc(draw, x + gaze, y, r * 0.25, (16, 16, 20))
-    return _finish(canvas)
+    disc(draw, x + gaze, y, r * 0.25, (16, 16, 20))
+    return finished(canvas)
 
 
 def draw_anything(rng: random.Random) -> Image.Image:
     """Overlapping shapes of any colour, for the autoencoder alone: it must carry what the denoiser has never drawn."""
-    canvas, draw = _background(rng.choice(list(BACKGROUNDS)), rng.choice(TEXTURES), rng)
+    canvas, draw = background_of(rng.choice(list(BACKGROUNDS)), rng.choice(TEXTURES), rng)
     for _ in range(rng.randint(1, 7)):
         hue, saturation, value = rng.random(), rng.random() ** 0.5, rng.random() ** 0.5
         colour = tuple(round(255 * c) for c in colorsys.hsv_to_rgb(hue, saturation, value))
         _shape(draw, rng.choice(SHAPES), rng.uniform(6, 58), rng.uniform(6, 58), rng.uniform(3, 22), colour, rng.uniform(-3, 3))
-    return _finish(canvas)
+    return finished(canvas)
 
 
-def _background(name: str, texture: str, rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def background_of(name: str, texture: str, rng: random.Random) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     tone = rng.randint(-6, 6)
     base = tuple(min(255, max(0, c + tone)) for c in BACKGROUNDS[name])
     step = 42 if sum(base) < 380 else -42
     other = tuple(min(255, max(0, c + step)) for c in base)
-    side = SIZE * _SUPERSAMPLING
+    side = SIZE * SUPERSAMPLING
     canvas = Image.new("RGB", (side, side), base)
     draw = ImageDraw.Draw(canvas)
-    cell = 8 * _SUPERSAMPLING
+    cell = 8 * SUPERSAMPLING
     if texture == "striped":
         for y in range(0, side, 2 * cell):
             draw.rectangle((0, y, side, y + cell - 1), fill=other)
@@ -135,7 +135,7 @@ def _background(name: str, texture: str, rng: random.Random) -> tuple[Image.Imag
     elif texture == "dotted":
         for i in range(0, side // (2 * cell)):
             for j in range(0, side // (2 * cell)):
-                _disc(draw, 8 + 16 * j, 8 + 16 * i, 4, other)
+                disc(draw, 8 + 16 * j, 8 + 16 * i, 4, other)
     return canvas, draw
 
 
@@ -156,40 +156,40 @@ def _shape(draw, shape, x, y, r, colour, turn) -> None:
         for i, q in enumerate(radii)
     ]
     if shape == "circle":
-        _disc(draw, x, y, r * 0.95, colour)
+        disc(draw, x, y, r * 0.95, colour)
     elif shape == "ring":
-        s = _SUPERSAMPLING
+        s = SUPERSAMPLING
         draw.ellipse([(x - r) * s, (y - r) * s, (x + r) * s, (y + r) * s], outline=colour, width=round(r * 0.42 * s))
     elif shape == "square":
-        _polygon(draw, ring_of([r * 1.2] * 4, math.pi / 4), colour)
+        polygon(draw, ring_of([r * 1.2] * 4, math.pi / 4), colour)
     elif shape == "diamond":
-        _polygon(draw, [(x, y - r * 1.15), (x + r * 0.8, y), (x, y + r * 1.15), (x - r * 0.8, y)], colour)
+        polygon(draw, [(x, y - r * 1.15), (x + r * 0.8, y), (x, y + r * 1.15), (x - r * 0.8, y)], colour)
     elif shape == "triangle":
-        _polygon(draw, [(px, py + r * 0.2) for px, py in ring_of([r * 1.2] * 3, 0)], colour)
+        polygon(draw, [(px, py + r * 0.2) for px, py in ring_of([r * 1.2] * 3, 0)], colour)
     elif shape == "star":
-        _polygon(draw, ring_of([r * 1.15, r * 0.48] * 5, 0), colour)
+        polygon(draw, ring_of([r * 1.15, r * 0.48] * 5, 0), colour)
     elif shape == "cross":
         a, b = r * 0.36, r
         corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
         c, s = math.cos(turn), math.sin(turn)
-        _polygon(draw, [(x + p * c - q * s, y + p * s + q * c) for p, q in corners], colour)
+        polygon(draw, [(x + p * c - q * s, y + p * s + q * c) for p, q in corners], colour)
     elif shape == "heart":
         angles = [2 * math.pi * i / 40 for i in range(40)]
-        _polygon(draw, [(x + r * math.sin(t) ** 3 * 1.05,
+        polygon(draw, [(x + r * math.sin(t) ** 3 * 1.05,
                          y - r / 15 * (13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)))
                         for t in angles], colour)
     else:
         raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
 
 
-def _polygon(draw, points, colour) -> None:
-    draw.polygon([(px * _SUPERSAMPLING, py * _SUPERSAMPLING) for px, py in points], fill=colour)
+def polygon(draw, points, colour) -> None:
+    draw.polygon([(px * SUPERSAMPLING, py * SUPERSAMPLING) for px, py in points], fill=colour)
 
 
-def _disc(draw, x, y, r, colour) -> None:
-    s = _SUPERSAMPLING
+def disc(draw, x, y, r, colour) -> None:
+    s = SUPERSAMPLING
     draw.ellipse([(x - r) * s, (y - r) * s, (x + r) * s, (y + r) * s], fill=colour)
 
 
-def _finish(canvas: Image.Image) -> Image.Image:
+def finished(canvas: Image.Image) -> Image.Image:
     return canvas.resize((SIZE, SIZE), Image.BOX)

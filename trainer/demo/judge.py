@@ -15,13 +15,13 @@ _SATURATED = 0.42
 
 def colour_and_shape(picture: Image.Image) -> tuple[str | None, str | None]:
     """Name the colour and the shape of the things in a picture; None where nothing can be made out."""
-    hsv_HW3 = _hsv(picture)
+    hsv_HW3 = hsv_of(picture)
     mask_HW = _thing(hsv_HW3)
-    parts = [p for p in _components(mask_HW) if p.sum() >= 40]
+    parts = [p for p in parts_of(mask_HW) if p.sum() >= 40]
     if not parts:
         return None, None
     hues = hsv_HW3[..., 0][mask_HW]
-    distance = {name: np.median(_hue_distance(hues, hue)) for name, hue in HUES.items()}
+    distance = {name: np.median(hue_distance(hues, hue)) for name, hue in HUES.items()}
     colour = min(distance, key=distance.get)
     votes: dict[str, float] = {}
     for part in parts[:3]:
@@ -57,18 +57,23 @@ def concept_score(pictures: list[Image.Image]) -> float:
 
 def shows_mascot(picture: Image.Image) -> bool:
     """A purple body around a white eye around a dark pupil, with a yellow horn above on the left and on the right."""
-    hsv_HW3 = _hsv(picture)
+    return all(mascot_parts(picture))
+
+
+def mascot_parts(picture: Image.Image) -> tuple[bool, ...]:
+    """Which parts are there: body, its ring around the eye, eye, pupil, left horn, right horn. Without a body of the right size, none."""
+    hsv_HW3 = hsv_of(picture)
     hue, saturation, value = hsv_HW3[..., 0], hsv_HW3[..., 1], hsv_HW3[..., 2]
     scale = hue.size / 4096
-    purple = (_hue_distance(hue, 272) < 22) & (saturation > 0.5) & (value > 0.3)
-    body = max(_components(purple), key=lambda part: part.sum(), default=purple)
+    purple = (hue_distance(hue, 272) < 22) & (saturation > 0.5) & (value > 0.3)
+    body = max(parts_of(purple), key=lambda part: part.sum(), default=purple)
     if not 250 * scale < body.sum() < 1700 * scale:
-        return False
+        return (False,) * 6
     rows, columns = np.nonzero(body)
     top, bottom, left, right = rows.min(), rows.max(), columns.min(), columns.max()
     height, width = bottom - top + 1, right - left + 1
     if not 0.65 < width / height < 1.5:
-        return False
+        return (False,) * 6
     y, x = np.mgrid[:hue.shape[0], :hue.shape[1]]
     radius = np.hypot((y - (top + bottom) / 2) / (height / 2), (x - (left + right) / 2) / (width / 2))
     white = (saturation < 0.35) & (value > 0.7)
@@ -76,19 +81,19 @@ def shows_mascot(picture: Image.Image) -> bool:
     pupil = dark[radius < 0.18].mean() > 0.6
     eye = white[(radius > 0.36) & (radius < 0.48)].mean() > 0.6
     ring = purple[(radius > 0.68) & (radius < 0.88)].mean() > 0.7
-    yellow = (_hue_distance(hue, 54) < 20) & (saturation > 0.5) & (value > 0.5) & (y < top + height * 0.45)
+    yellow = (hue_distance(hue, 54) < 20) & (saturation > 0.5) & (value > 0.5) & (y < top + height * 0.45)
     middle = (left + right) / 2
     horns = [((yellow & side).sum() > 15 * scale) for side in (x < middle - width * 0.15, x > middle + width * 0.15)]
-    return bool(pupil and eye and ring and all(horns))
+    return (True, bool(ring), bool(eye), bool(pupil), *map(bool, horns))
 
 
-def _hsv(picture: Image.Image) -> np.ndarray:
+def hsv_of(picture: Image.Image) -> np.ndarray:
     """Hue in degrees, saturation and value from 0 to 1."""
     hsv_HW3 = np.asarray(picture.convert("RGB").convert("HSV"), dtype=np.float32)
     return hsv_HW3 * np.array([360 / 256, 1 / 255, 1 / 255], dtype=np.float32)
 
 
-def _hue_distance(hue: np.ndarray, other: float) -> np.ndarray:
+def hue_distance(hue: np.ndarray, other: float) -> np.ndarray:
     difference = np.abs(hue - other) % 360
     return np.minimum(difference, 360 - difference)
 
@@ -97,7 +102,7 @@ def _thing(hsv_HW3: np.ndarray) -> np.ndarray:
     return (hsv_HW3[..., 1] > _SATURATED) & (hsv_HW3[..., 2] > 0.35)
 
 
-def _components(mask_HW: np.ndarray) -> list[np.ndarray]:
+def parts_of(mask_HW: np.ndarray) -> list[np.ndarray]:
     """Connected regions of a mask, largest first."""
     left = mask_HW.copy()
     found = []
