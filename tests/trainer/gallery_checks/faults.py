@@ -1,13 +1,12 @@
 """Clean pictures that look drawn or photographed, and ways to damage them: what the thresholds of the check were calibrated on."""
 from __future__ import annotations
 
+import colorsys
 import io
 import random
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-
-from hotlora.trainer.demo import drawings
 
 
 def photo(seed: int, width: int = 640, height: int = 480) -> Image.Image:
@@ -29,18 +28,58 @@ def photo(seed: int, width: int = 640, height: int = 480) -> Image.Image:
 
 
 def drawing(seed: int, side: int = 512) -> Image.Image:
-    """A flat drawing with clean edges, of the demo's shapes, on a plain or patterned background."""
+    """A drawing with clean edges: flat shapes on a plain or patterned background, and in half of them outlines, pen strokes and shading."""
     rng = random.Random(seed)
-    size, step = drawings.SIZE, drawings._SUPERSAMPLING
-    try:
-        drawings.SIZE, drawings._SUPERSAMPLING = 64, side * 2 // 64
-        canvas, draw = drawings._background(rng.choice(list(drawings.BACKGROUNDS)), rng.choice(drawings.TEXTURES), rng)
-        for _ in range(rng.randint(2, 6)):
-            drawings._shape(draw, rng.choice(drawings.SHAPES), rng.uniform(10, 54), rng.uniform(10, 54), rng.uniform(4, 15),
-                            drawings.object_colour(rng.choice(list(drawings.COLOURS)), rng), rng.uniform(-2, 2))
-    finally:
-        drawings.SIZE, drawings._SUPERSAMPLING = size, step
+    canvas = Image.new("RGB", (2 * side, 2 * side), rng.choice(PAPERS))
+    draw, unit, is_rich = ImageDraw.Draw(canvas), 2 * side / 64, rng.random() < 0.5
+    _pattern(draw, rng, unit)
+    for _ in range(rng.randint(2, 6)):
+        x, y, r, turn = rng.uniform(10, 54) * unit, rng.uniform(10, 54) * unit, rng.uniform(4, 15) * unit, rng.uniform(-2, 2)
+        colour = _colour(rng)
+        outline = tuple(c // 4 for c in colour) if is_rich and rng.random() < 0.7 else colour
+        _flat_shape(draw, rng.choice(("disc", "ring", "star", "square", "triangle", "diamond")), x, y, r, turn, colour, outline, round(0.5 * unit))
+        if is_rich and rng.random() < 0.5:
+            _flat_shape(draw, "disc", x - r / 4, y - r / 4, r / 4, 0.0, tuple(min(255, c + 40) for c in colour), colour, 1)
+    for _ in range(rng.randint(1, 4) if is_rich else 0):
+        start = rng.uniform(0, 64), rng.uniform(0, 64)
+        points = [(start[0] * unit + 4 * unit * i, (start[1] + 4 * np.sin(i + start[0])) * unit) for i in range(rng.randint(3, 8))]
+        draw.line(points, fill=_colour(rng, 0.4), width=round(rng.uniform(0.3, 0.8) * unit), joint="curve")
     return canvas.resize((side, side), Image.BOX)
+
+
+PAPERS = ((240, 240, 238), (150, 152, 154), (28, 28, 30), (214, 204, 184), (196, 214, 226))
+
+
+def _pattern(draw: ImageDraw.ImageDraw, rng: random.Random, unit: float) -> None:
+    """Nothing, stripes, dots or checks in a tone of the paper."""
+    paper = rng.choice(PAPERS)
+    kind, cell = rng.choice(("plain", "striped", "dotted", "checkered")), 8 * unit
+    if kind == "plain":
+        return
+    draw.rectangle((0, 0, 64 * unit, 64 * unit), fill=paper)
+    step = 42 if sum(paper) < 380 else -42
+    other = tuple(min(255, max(0, c + step)) for c in paper)
+    for i in range(8):
+        for j in range(8):
+            box = (j * cell, i * cell, (j + 1) * cell - 1, (i + 1) * cell - 1)
+            if kind == "dotted" and i % 2 == j % 2 == 0:
+                draw.ellipse(box, fill=other)
+            elif kind == "striped" and i % 2 or kind == "checkered" and (i + j) % 2:
+                draw.rectangle(box, fill=other)
+
+
+def _colour(rng: random.Random, value: float = 0.95) -> tuple[int, int, int]:
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 0.9), value))
+
+
+def _flat_shape(draw: ImageDraw.ImageDraw, kind: str, x: float, y: float, r: float, turn: float, colour, outline, width: int) -> None:
+    if kind in ("disc", "ring"):
+        box = (x - r, y - r, x + r, y + r)
+        draw.ellipse(box, fill=None if kind == "ring" else colour, outline=colour if kind == "ring" else outline, width=round(0.4 * r) if kind == "ring" else width)
+        return
+    radii = {"star": (1.0, 0.42) * 5, "square": (1.1,) * 4, "triangle": (1.2,) * 3, "diamond": (1.15, 0.8) * 2}[kind]
+    angles = [turn + 2 * np.pi * i / len(radii) for i in range(len(radii))]
+    draw.polygon([(x + r * q * np.sin(t), y - r * q * np.cos(t)) for q, t in zip(radii, angles)], fill=colour, outline=outline, width=width)
 
 
 def _surface(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray) -> np.ndarray:
