@@ -184,15 +184,18 @@ class Session:
         if self.validation is None or not (self.step >= self.total_steps or self._due(self.validation.interval(self.total_steps))):
             return
 
-        def measure() -> Measurement:
-            with self._final_weights():
-                return self.validation.measure(self.adapter, self.step, turn.give_way)
-
-        measurement = self._attempt(measure)
+        measurement = self._measure(turn)
         if self.progress.add(measurement) and measurement.held_out is not None:
             with self._final_weights():
                 self.best = {key: x.detach().cpu().clone() for key, x in self.adapter.state_dict().items()}
         self._tell("validated", measurement)
+
+    def _measure(self, turn: Turn) -> Measurement:
+        def measure() -> Measurement:
+            with self._final_weights():
+                return self.validation.measure(self.adapter, self.step, turn.give_way)
+
+        return self._attempt(measure)
 
     def _state_is_old(self) -> bool:
         return bool(self.config.state_minutes) and time.monotonic() - self._state_written > max(60 * self.config.state_minutes, self._state_pause)
@@ -223,12 +226,7 @@ class Session:
         """Over all samples of the step, summed up batch by batch."""
         began = time.perf_counter()
         self.adapter.train()
-        total = torch.zeros((), device=self.backend.device)
-        for batch in self.dataset.order.batches(self.step, self.plan.batch_size):
-            with self.plan.keeping():
-                loss = self._loss(batch) / self.dataset.order.group
-            self.precision.backward(loss)
-            total += loss.detach()
+        total = self._gradients()
         self.precision.unscale()
         norm = gradient_norm(self.parameters, self.config.max_grad_norm)
         self._update(total.item(), norm.item())
@@ -239,6 +237,19 @@ class Session:
         self.step += 1
         self.elapsed += report.seconds
         return report
+
+    def _gradients(self) -> torch.Tensor:
+        """The backward of the step's samples; their loss, summed up over the step's `group`, which it is a mean of."""
+        total = torch.zeros((), device=self.backend.device)
+        for batch in self._batches():
+            with self.plan.keeping():
+                loss = self._loss(batch) / self.dataset.order.group
+            self.precision.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _batches(self) -> list[list[tuple[int, int]]]:
+        return self.dataset.order.batches(self.step, self.plan.batch_size)
 
     def _update(self, loss: float, norm: float) -> None:
         """Take the optimizer's step: as a whole, and not if it would spoil the weights."""
@@ -375,7 +386,7 @@ class Session:
 
         ValueError when there is no state, when it belongs to other layers, or when its steps are all done.
         """
-        state = load_newest_state(self.folder, self.name)
+        state = self._load_state()
         if state["step"] >= self.total_steps:
             raise ValueError(f"the saved run is at step {state['step']} and this one ends at {self.total_steps}: there is nothing left "
                              "to do; raise steps or epochs to train further")
@@ -394,6 +405,9 @@ class Session:
             self.best = state["validation"]["weights"]
         self.step, self.elapsed, self.started_at = state["step"], state["elapsed"], state["started_at"]
         return changed
+
+    def _load_state(self) -> dict[str, Any]:
+        return load_newest_state(self.folder, self.name)
 
     def resumable(self) -> bool:
         """Whether the output folder has an unfinished run of this name with the same settings, pictures and layers."""
