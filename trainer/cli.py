@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from .cli_farm import add_commands as add_farm_commands
 from .cli_gallery import add_commands as add_gallery_commands
 from .config import TrainConfig, describe_settings
 from .config_files import load_config
@@ -15,7 +16,7 @@ from .memory import FREE_SOME, explained
 from .output_files import OutputError
 
 log = logging.getLogger(__name__)
-COMMANDS = ("train", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
+COMMANDS = ("train", "farm", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=("kohya", "peft"), required=True, help="kohya for ComfyUI and A1111, peft for diffusers")
     export.add_argument("--out", type=Path, default=None)
     export.set_defaults(run=_export)
+    add_farm_commands(commands)
     add_gallery_commands(commands)
     demo = commands.add_parser("demo", help="train on the gallery and the base that come with HotLoRA, and draw a grid")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))

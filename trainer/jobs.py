@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .captioning import Captioning
 from .drawing import DrawingQueue
@@ -16,6 +16,7 @@ from .job_events import EventLog
 from .job_run import JobRun
 from .job_settings import checked_settings, name_of, plan
 from .job_store import ACTIVE, Job, JobStore, LossFile, commands_of
+from .process_lock import hold
 
 log = logging.getLogger(__name__)
 ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
@@ -231,21 +232,8 @@ _VERBS = {"move": "be moved", "cancel": "be cancelled", "stop": "be stopped", "p
 _MESSAGES = {"stop": "stopping after this step", "pause": "pausing after this step"}
 
 
-def _lock(home: Path):
-    """Hold a file that only one process can hold; the system lets go of it when the process ends, however it ends."""
-    home.mkdir(parents=True, exist_ok=True)
-    file = open(home / LOCK, "a+b")
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ValueError(f"{home} is used by another HotLoRA server; use that one, close it, or choose another folder") from None
+def _lock(home: Path) -> BinaryIO:
+    file = hold(home / LOCK)
+    if file is None:
+        raise ValueError(f"{home} is used by another HotLoRA server; use that one, close it, or choose another folder")
     return file

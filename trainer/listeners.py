@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .progress_file import ProgressFile
 from .session import Listener, Outcome, Session, StepReport
 from .validate import Measurement
 from .. import __version__
@@ -128,9 +129,12 @@ class RunLog(Listener):
 
 
 def usual_listeners(config, warnings: list[str] = ()) -> list[Listener]:
-    """The bar, the log file, and TensorBoard where it is wanted and installed."""
+    """The bar, the log file, TensorBoard where it is wanted and installed, and the file that whoever started this process looks at."""
     listeners: list[Listener] = [RunLog(warnings)]
-    if find_spec("tqdm"):
+    progress = ProgressFile.from_environment()
+    if progress:
+        listeners.append(progress)
+    elif find_spec("tqdm"):
         listeners.append(Bar())
     if config.tensorboard:
         if find_spec("tensorboard"):
