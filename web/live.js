@@ -204,6 +204,7 @@ const TAKE = {
   loras: () => refreshLoras(),
   gallery(event) {
     galleryChanged(event);
+    setState((s) => ({ galleryChanges: s.galleryChanges + 1 }));
     if (!event.captions && !event.left_out) refreshGalleries();
   },
 };

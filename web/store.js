@@ -10,6 +10,7 @@ let state = {
   status: null,               // GET status
   settings: [],               // GET settings
   galleries: [],              // GET galleries
+  galleryChanges: 0,          // how many changes of pictures and captions the server has told of
   jobs: null,                 // short states, newest first; null until they are known
   queue: [],
   waiting: false,             // whether the queue waits for the user after a restart

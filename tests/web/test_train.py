@@ -55,6 +55,24 @@ def test_what_is_said_of_the_previews_is_what_will_be_drawn(server, open_page, g
     page.get_by_text("Previews: your own prompts, under Advanced.").wait_for()
 
 
+def test_the_plan_is_asked_for_once_and_follows_what_happens_to_the_pictures(server, open_page, gallery, browser):
+    context = browser.new_context(locale="en-US")
+    asked = []
+    context.on("request", lambda request: asked.append(request.url) if request.url.endswith("/jobs/plan") else None)
+    page = open_page(server, context=context)
+    fill_form(page, gallery)
+    page.get_by_text("6 pictures, 6 steps").wait_for()
+    asked.clear()
+    page.reload()
+    page.get_by_text("6 pictures, 6 steps").wait_for()
+    page.locator(".header .base").wait_for()
+    until(page, lambda: page.evaluate("performance.getEntriesByType('resource').some((one) => one.name.includes('/views/runs.js'))"))
+    assert len(asked) == 1, asked
+    server.post("gallery/leave-out", {"folder": str(gallery), "files": [sorted(path.name for path in gallery.glob("*.png"))[0]]})
+    page.get_by_text("5 pictures, 6 steps").wait_for()
+    context.close()
+
+
 def test_the_viewer_walks_by_keys_and_compares(server, open_page, gallery):
     job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "seen", "steps": 2, "resolution": 64, "preview_steps": 1,
                                             "preview_prompts": ["one", "two"]}})

@@ -18,7 +18,7 @@ const wasOpened = () => {
   return opened;
 };
 const RunPanel = lazy(() => import("./run.js"), "RunPanel");
-const PRESETS = ["quick", "balanced", "thorough"];
+const PRESETS = ["quick", "balanced", "best"];
 
 export function TrainScreen() {
   const shown = useStore(currentJob);
@@ -116,8 +116,8 @@ function question(form) {
 // The plan for what is in the form, a moment after the last change.
 function usePlan(form) {
   const asked = useSettled(JSON.stringify(question(form)));
-  const connection = useStore((s) => s.connection);
-  const galleries = useStore((s) => s.galleries);
+  const isLost = useStore((s) => s.connection === "lost");
+  const changes = useStore((s) => s.galleryChanges);
   const [plan, setPlan] = useState({ told: null, error: null });
   useEffect(() => {
     const body = JSON.parse(asked);
@@ -131,7 +131,7 @@ function usePlan(form) {
       // a server that is away says nothing about the form
       (error) => { if (error.status) setPlan({ told: null, error }); });
     return () => leave.abort();
-  }, [asked, connection === "open", galleries]);
+  }, [asked, isLost, changes]);
   return plan;
 }
 
