@@ -6,16 +6,20 @@ import json
 import logging
 import signal
 import sys
+import time
 from pathlib import Path
 
 from .cli_farm import add_commands as add_farm_commands
 from .cli_gallery import add_commands as add_gallery_commands
 from .config import TrainConfig, describe_settings
 from .config_files import load_config
+from .distributed import ALONE, Alone, PeerFailed, check_command, check_image_launch, device_for, joined, tell_launcher, told_once
 from .memory import FREE_SOME, explained
 from .output_files import OutputError
 
 log = logging.getLogger(__name__)
+SAME_PRESS = 2.0
+"""A launcher hands Ctrl-C on, so that one press may come twice within so many seconds."""
 COMMANDS = ("train", "farm", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
 
 
@@ -28,18 +32,22 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for chatty in ("diffusers", "transformers", "accelerate", "PIL", "httpx"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
-    if arguments and arguments[0] == "train-base":
+    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
+        arguments.insert(0, "train")
+    if arguments[0] == "train-base":
         from .demo.train_base import main as train_base
 
         return train_base(arguments[1:])
-    if not arguments or arguments[0] not in (*COMMANDS, "-h", "--help"):
-        arguments.insert(0, "train")
     options = parser().parse_args(arguments)
     try:
         with explained(lambda: FREE_SOME):
+            with told_once():
+                check_command(arguments[0])
             return options.run(options)
     except (ValueError, OutputError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_launcher(str(error))
+        if not (isinstance(error, PeerFailed) and error.quiet):
+            print(f"error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
         print(f"error: the package {error.name or error} is missing; install the command line's packages with "
@@ -116,43 +124,70 @@ def read_config(options: argparse.Namespace) -> tuple[TrainConfig, list[str]]:
 
 
 def _train(options: argparse.Namespace) -> int:
+    with told_once():
+        config, warnings = read_config(options)
+        check_image_launch()
+    with joined() as ranks:
+        if ranks.rank:
+            _speak_less(ranks.rank)
+        return _train_on_pictures(options, config, warnings, ranks)
+
+
+def _train_on_pictures(options: argparse.Namespace, config: TrainConfig, warnings: list[str], ranks: Alone) -> int:
     from .hosts.standalone import load_base
     from .listeners import usual_listeners
     from .run import make_session, read_material
 
-    config, warnings = read_config(options)
     for warning in warnings:
         log.warning("warning: %s", warning)
-    material = read_material(config, make_captions=not (options.dry_run or options.resume))
+    makes_captions = not (options.dry_run or options.resume)
+    material = ranks.leaders_first(lambda is_leader: read_material(config, make_captions=makes_captions and is_leader))
     for warning in material.gallery.warnings:
         log.warning("warning: %s", warning)
-    backend = load_base(config.base_model, config.device)
+    backend = ranks.together(lambda: load_base(config.base_model, device_for(config.device, ranks.place)))
     if options.dry_run:
         from .estimate import dry_run
 
-        print(dry_run(material, backend))
+        if ranks.is_writer:
+            print(dry_run(material, backend))
         return 0
     log.info("%s", material.gallery.report())
-    session = make_session(material, backend, usual_listeners(config, warnings + material.gallery.warnings))
+    listeners = usual_listeners(config, warnings + material.gallery.warnings) if ranks.is_writer else []
+    session = make_session(material, backend, listeners, ranks=ranks)
     if options.resume:
-        for change in session.resume():
+        for change in ranks.together(session.resume):
             log.warning("warning: unlike the saved run, %s", change)
         log.info("going on from step %d of %d", session.step, session.total_steps)
-    outcome = train_until_signal(session)
-    print(outcome.message)
-    if outcome.status == "completed":
-        print(f"try it: {try_command(config, session.name)}")
-        return 0
-    print(f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
-    return 3
+    outcome = train_until_signal(session, ranks)
+    completed = outcome.status == "completed"
+    if ranks.is_writer:
+        print(outcome.message)
+        print(f"try it: {try_command(config, session.name)}" if completed else f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
+    return 0 if completed else 3
 
 
-def train_until_signal(session):
+def _speak_less(rank: int) -> None:
+    """What all processes say the first one says; memory may run full in any of them."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(logging.Formatter(f"[process {rank}] %(message)s"))
+    logging.getLogger().setLevel(logging.ERROR)
+    logging.getLogger(f"{__package__}.memory").setLevel(logging.WARNING)
+
+
+def train_until_signal(session, ranks: Alone = ALONE):
     """Train; the first Ctrl-C (or SIGTERM) stops after the step and saves, the second one ends at once."""
+    asked: list[float] = []
+
     def stop(number, frame) -> None:
-        print("\nstopping after this step; press Ctrl-C again to end at once", file=sys.stderr)
+        now = time.monotonic()
+        if ranks.world > 1 and asked and (number == signal.SIGTERM or now - asked[0] < SAME_PRESS):
+            return
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(now)
+        if ranks.is_writer:
+            print("\nstopping after this step; press Ctrl-C again to end at once", file=sys.stderr)
         session.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -62,14 +62,18 @@ class Dataset:
         step = max(config.bucket_step, self.backend.size_step) if self.resolution >= 64 else config.bucket_step
         return choose_bucket(example.width, example.height, self.resolution, step, config.upscale, config.bucketing)
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None) -> dict[str, CacheReport]:
-        """Encode what is not in the cache yet."""
+    def prepare(self, progress: Callable[[int, int], None] | None = None, part: tuple[int, int] = (0, 1)) -> dict[str, CacheReport]:
+        """Encode what is not in the cache yet; `part`: (index, of) for one of so many processes that share the work and the cache."""
+        index, parts = part
         augmentation = load_function(self.config.augmentation, "augmentation") if self.config.augmentation else None
+        pictures = [*self.examples, *self.held_out]
+        # equal pictures have one entry, which one process makes
+        turns = {content: number % parts for number, content in enumerate(dict.fromkeys(e.content_hash for e in pictures))}
         reports = {"pictures": self.latents.prepare(
-            [*self.examples, *self.held_out], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
+            [e for e in pictures if turns[e.content_hash] == index], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
         if not self.trains_text and not self.config.shuffle_tags:
             reports["captions"] = self.texts.prepare(sorted({
-                "", *(example.caption for example in (*self.examples, *self.held_out)), *(self.drift_prompts() if self.config.validation else [])}))
+                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else [])})[index::parts])
         return reports
 
     def collate(self, batch: list[tuple[int, int]], step: int) -> dict[str, Any]:

@@ -26,7 +26,9 @@ class Precision:
         self.kind, self.device, self.optimizer = pick_precision(setting, device), device, optimizer
         self.scaler = None
         self.accelerator = None
-        if self.kind != "no" and find_spec("accelerate"):
+        # among several processes it would take over the group that trainer/ranks.py has made
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if self.kind != "no" and find_spec("accelerate") and not several:
             from accelerate import Accelerator
             from accelerate.state import AcceleratorState
 

@@ -14,6 +14,7 @@ from .cache import CacheReport
 from .captions.at_start import caption_before_training
 from .config import TrainConfig
 from .dataset import Dataset, cache_folder
+from .distributed import ALONE, WHOLE, Alone, Part
 from .gallery import Gallery, read_gallery
 from .lora_file import load_lora, to_layers
 from .memory import Plan, attempt, explained
@@ -74,29 +75,35 @@ def total_steps(config: TrainConfig, dataset: Dataset) -> int:
     return default_steps(len(dataset.gallery.examples), dataset.order.group)
 
 
-def make_session(material: Material, backend: Backend, listeners: list[Listener] | None = None, progress=None) -> Session:
-    """Encode the gallery and put the session together. OutputError when the output folder cannot be written to."""
+def make_session(material: Material, backend: Backend, listeners: list[Listener] | None = None, progress=None, ranks: Alone = ALONE) -> Session:
+    """Encode the gallery and put the session together. OutputError when the output folder cannot be written to.
+
+    `ranks`: the processes that share the run; each of them calls this.
+    """
     config = material.config
-    adapter = make_adapter(config, backend)
+    adapter = ranks.together(lambda: make_adapter(config, backend))
+    ranks.same_values(adapter.parameters())
     held_out = []
     if config.validation:
-        held_out = choose_held_out(material.gallery, cache_folder(config) / "looks.npz", config.seed, config.max_megapixels)
+        held_out = ranks.leaders_first(lambda _: choose_held_out(material.gallery, cache_folder(config) / "looks.npz", config.seed, config.max_megapixels))
     dataset = Dataset(config, backend, material.gallery, material.prior, held_out)
-    check_writable("output_dir", Path(config.output_dir))
-    if config.lora_dir:
-        check_writable("lora_dir", Path(config.lora_dir))
+    ranks.together(lambda: ranks.is_writer and check_folders(config))
     plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
-    with explained(lambda: plan.advice(dataset.resolution)):
-        reports = attempt(plan, lambda: _prepare(dataset, backend, progress), encoding=True)
+
+    def prepare(part: Part) -> dict[str, CacheReport]:
+        with explained(lambda: plan.advice(dataset.resolution)):
+            return attempt(plan, lambda: _prepare(dataset, backend, progress, part), encoding=True)
+
+    reports = ranks.shared(cache_folder(config), prepare)
     for what, report in reports.items():
         log.info("%s: %d encoded, %d from the cache%s", what, report.encoded, report.reused,
                  f", {report.repaired} damaged and made again" if report.repaired else "")
     if not dataset.trains_text:
         backend.offload_encoders()
-    return Session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
+    return ranks.session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
 
 
-def _prepare(dataset: Dataset, backend: Backend, progress) -> dict[str, CacheReport]:
+def _prepare(dataset: Dataset, backend: Backend, progress, part: Part = WHOLE) -> dict[str, CacheReport]:
     """What is prepared is in the cache: doing it again does only what is missing."""
     with Turn(backend, backend.borrow) as turn:
         def prepared(done: int, total: int) -> None:
@@ -104,7 +111,13 @@ def _prepare(dataset: Dataset, backend: Backend, progress) -> dict[str, CacheRep
                 progress(done, total)
             turn.give_way()
 
-        return dataset.prepare(prepared)
+        return dataset.prepare(prepared, part)
+
+
+def check_folders(config: TrainConfig) -> None:
+    check_writable("output_dir", Path(config.output_dir))
+    if config.lora_dir:
+        check_writable("lora_dir", Path(config.lora_dir))
 
 
 def check_writable(setting: str, folder: Path) -> None:

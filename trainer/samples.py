@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Sequence
+from typing import Iterable, Sequence
 
 from .randomness import python_random
 
@@ -30,12 +30,24 @@ class SampleOrder:
         """Picture indices of a step, `group` of them; steps count from 0."""
         return self._epoch(step // self.steps_per_epoch)[step % self.steps_per_epoch]
 
-    def batches(self, step: int, batch_size: int) -> list[list[tuple[int, int]]]:
-        """The step's samples as batches of one size each: lists of (sample number within the step, picture index)."""
-        by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for number, index in enumerate(self.of_step(step)):
-            by_size.setdefault(self.sizes[index], []).append((number, index))
+    def batches(self, step: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> list[list[tuple[int, int]]]:
+        """The step's samples as batches of one size each: lists of (sample number within the step, picture index).
+
+        `part`: (index, of) for one of so many processes that share the step, in parts that differ by one sample at most. Where a part
+        ends with a batch of the whole, its batches are those of the whole.
+        """
+        by_size = self._by_size(enumerate(self.of_step(step)))
+        if part != (0, 1):
+            index, parts = part
+            in_order = [pair for same in by_size.values() for pair in same]
+            by_size = self._by_size(in_order[self.group * index // parts:self.group * (index + 1) // parts])
         return [same[i:i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size)]
+
+    def _by_size(self, samples: Iterable[tuple[int, int]]) -> dict[tuple[int, int], list[tuple[int, int]]]:
+        by_size: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for number, index in samples:
+            by_size.setdefault(self.sizes[index], []).append((number, index))
+        return by_size
 
     def _make_epoch(self, epoch: int) -> list[list[int]]:
         rng = python_random(self.seed, "order", epoch, 0)
