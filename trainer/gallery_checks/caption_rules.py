@@ -20,6 +20,9 @@ PRAISE = frozenset((
 WORDS = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 HAN = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]")
 FEWEST_WORDS = 3
+FEWEST_COMPARED = 6
+AHEAD, FITS_ANOTHER = 1.5, 1.0
+"""Standard deviations by which a right caption at least stands out, and by which a wrong one fits some other picture better."""
 Similarity = Callable[[list[str], list[str]], np.ndarray]
 """(picture names, captions) -> similarity of each picture with each caption, as a CLIP model computes it."""
 
@@ -69,7 +72,7 @@ def _missing(subject: Subject, written: list[int]) -> list[Finding]:
 
 def _trigger(subject: Subject, written: list[int]) -> list[Finding]:
     if not subject.trigger:
-        return [Finding("no_trigger", "captions", NOTE, (), {}, None, 0.1)] if written and subject.purpose in ("object", "person") else []
+        return [Finding("no_trigger", "captions", NOTE, (), {}, None, 0.1)] if written and subject.purpose in ("object", "person", "character") else []
     lacking = tuple(subject.names[i] for i in written if subject.trigger.lower() not in subject.captions[i].lower())
     # training puts it first by itself, so it costs no points
     return [Finding("trigger_missing", "captions", NOTE, lacking, {"trigger": subject.trigger},
@@ -108,19 +111,24 @@ def _too_long(subject: Subject, written: list[int]) -> list[Finding]:
 
 
 def _wrong_picture(subject: Subject, indices: list[int], similarity: Similarity) -> list[Finding]:
-    """A caption that fits most other pictures better than its own, while another caption fits its picture better."""
-    if len(indices) < 6:
+    """A caption that fits its picture hardly better than any other one, while it fits another picture well.
+
+    How much better a caption fits its own picture is told in standard deviations of how all others fit. Where captions and pictures are
+    much alike, right ones stand out little, and then only what is far off the others is named.
+    """
+    if len(indices) < FEWEST_COMPARED:
         return []
     names, captions = [subject.names[i] for i in indices], [subject.captions[i] for i in indices]
     values_PC = np.asarray(similarity(names, captions), dtype=np.float64)
-    centred = values_PC - values_PC.mean(1, keepdims=True) - values_PC.mean(0, keepdims=True) + values_PC.mean()
-    own = np.diag(centred)
-    spread = centred.std() + 1e-9
-    wrong = []
-    for k in range(len(indices)):
-        better = float((centred[:, k] > own[k]).mean())
-        if own[k] < -0.5 * spread and better > 0.6 and centred[k].max() > own[k] + 1.5 * spread:
-            wrong.append(k)
+    # some pictures fit everything a little better, and some captions
+    centred = values_PC - values_PC.mean(1, keepdims=True)
+    others = np.where(np.eye(len(indices), dtype=bool), np.nan, centred)
+    ahead_C = (np.diag(centred) - np.nanmean(others, axis=0)) / (np.nanstd(others) + 1e-9)
+    best_C = (np.nanmax(others, axis=0) - np.nanmean(others, axis=0)) / (np.nanstd(others) + 1e-9)
+    typical = float(np.median(ahead_C))
+    spread = max(0.5, 1.4826 * float(np.median(np.abs(ahead_C - typical))))
+    limit = min(AHEAD, typical - 3 * spread)
+    wrong = np.nonzero((ahead_C < limit) & (best_C > ahead_C + FITS_ANOTHER))[0].tolist()
     files = tuple(names[k] for k in wrong)
     return [Finding("wrong_caption", "captions", LOOK, files, {"example": captions[wrong[0]][:80]}, None,
                     share_lost(len(files), len(subject.names), 1.0))] if files else []

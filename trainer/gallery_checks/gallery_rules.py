@@ -5,13 +5,12 @@ from collections import defaultdict
 
 import numpy as np
 
+from .copies import near_groups
 from .finding import FIX, LOOK, NOTE, Action, Finding, Subject, share_lost
-from .looks import COLOURS, THUMB, Look
+from .looks import COLOURS, THUMB
 
-AMOUNTS = {"any": (5, 1000), "object": (5, 150), "person": (8, 250), "style": (15, 2000)}
+AMOUNTS = {"any": (5, 1000), "object": (5, 150), "person": (8, 250), "character": (6, 200), "style": (15, 2000)}
 """Fewest and most pictures for a purpose."""
-NEAR_BITS, NEAR = 14, 0.985
-"""Bits of 64 in which hashes may differ, and the correlation at which two pictures count as one."""
 SAME_BACKGROUND, SAME_FRAMING = 9.0, 0.035
 OVERLAY = 9.0
 RING = np.ones((COLOURS, COLOURS), dtype=bool)
@@ -53,71 +52,6 @@ def _keep_best(subject: Subject, group: list[int]) -> list[int]:
     """All but the largest picture of a group; one with a caption goes before one without."""
     best = max(group, key=lambda i: (bool(subject.captions[i]), subject.sizes[i][0] * subject.sizes[i][1], -i))
     return [i for i in group if i != best]
-
-
-def near_groups(looks: list[Look | None], sizes: list[tuple[int, int]], indices: list[int]) -> list[list[int]]:
-    """Which of the pictures `indices` show the same, in groups of at least two."""
-    indices = [i for i in indices if looks[i] is not None and looks[i].contrast > 4]
-    if len(indices) < 2:
-        return []
-    bits = np.stack([np.unpackbits(looks[i].hash_8) for i in indices]).astype(np.float32) * 2 - 1
-    # mirrored, every second column of the frequencies changes its sign
-    mirror = np.tile(np.array([1, -1] * 4, dtype=np.float32), 8)
-    parent = list(range(len(indices)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    for start in range(0, len(indices), 512):
-        rows = bits[start:start + 512]
-        distance = np.minimum(64 - rows @ bits.T, 64 - (rows * mirror) @ bits.T) / 2
-        for a, b in zip(*np.nonzero(distance <= NEAR_BITS)):
-            first, second = int(a) + start, int(b)
-            if first < second and root(first) != root(second) and _alike(looks, sizes, indices[first], indices[second]):
-                parent[root(second)] = root(first)
-    groups = defaultdict(list)
-    for i in range(len(indices)):
-        groups[root(i)].append(indices[i])
-    return [group for group in groups.values() if len(group) > 1]
-
-
-def _alike(looks: list[Look | None], sizes: list[tuple[int, int]], a: int, b: int) -> bool:
-    """Whether two pictures show the same, also slightly cut, mirrored, or of another brightness; colours must fit too."""
-    first, second = looks[a], looks[b]
-    shape = _shape_difference(sizes[a], sizes[b])
-    if shape > 0.12:
-        return False
-    colour = np.abs(first.colours_CC3.astype(np.float32).mean((0, 1)) - second.colours_CC3.astype(np.float32).mean((0, 1)))
-    if colour.max() - colour.min() > 12:
-        return False
-    grey_a, grey_b = first.grey_TT.astype(np.float32), second.grey_TT.astype(np.float32)
-    best = 0.0
-    for cut_a, cut_b in ((0, 0), (3, 0), (0, 3), (5, 0), (0, 5)):
-        one, other = _cut(grey_a, cut_a), _cut(grey_b, cut_b)
-        for turned in (other, other[:, ::-1]):
-            best = max(best, _correlation(one, turned))
-    return best > NEAR
-
-
-def _shape_difference(a: tuple[int, int], b: tuple[int, int]) -> float:
-    one, other = a[0] / a[1], b[0] / b[1]
-    return abs(one - other) / max(one, other)
-
-
-def _cut(grey_TT: np.ndarray, border: int) -> np.ndarray:
-    """The inner part, brought to 32x32."""
-    edges = np.linspace(border, THUMB - border, 33)
-    index = np.minimum(((edges[:-1] + edges[1:]) / 2).astype(int), THUMB - 2)
-    smooth = (grey_TT + np.roll(grey_TT, -1, 0) + np.roll(grey_TT, -1, 1) + np.roll(grey_TT, (-1, -1), (0, 1))) / 4
-    return smooth[np.ix_(index, index)]
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    return float((a * b).sum() / (np.sqrt((a * a).sum() * (b * b).sum()) + 1e-6))
 
 
 def _variety(subject: Subject) -> list[Finding]:

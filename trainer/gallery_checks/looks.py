@@ -16,7 +16,7 @@ from ..output_files import OutputError, write_atomically
 from ..pictures import UnreadablePicture, read_bytes, read_picture
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 WORK_AREA = 512 * 512
 """Pixels at which blur, noise and bars are measured: what is finer than this is rarely trained."""
 CROP = 1024
