@@ -29,7 +29,7 @@ class HotLoRAGallery(io.ComfyNode):
                 io.Int.Input("repeats", default=1, min=1, max=10000, advanced=True, tooltip=(
                     "How often each picture is seen in one epoch; a folder name such as 10_name multiplies it.")),
                 io.Combo.Input("purpose", options=list(PURPOSES), default="any", optional=True, tooltip=(
-                    "What is learned. The check counts by it, and captions that are made leave out the looks of a person or object, and the style of a style.")),
+                    "What is learned. The check counts by it, and captions that are made leave out the looks of a person, character or object, and the style of a style.")),
                 io.Int.Input("check_resolution", default=512, min=32, max=4096, step=32, optional=True, advanced=True, tooltip=(
                     "The size that the pictures will be trained at, for the check: 512 for SD 1.5, 1024 for SDXL and later.")),
             ],

@@ -5,7 +5,7 @@ from comfy_api.latest import io
 
 from .gallery import GALLERY
 from .settings import SETTINGS_TYPE
-from ..trainer.presets import PRESETS
+from ..trainer.presets import PRESETS, preset_name
 
 
 class HotLoRATrain(io.ComfyNode):
@@ -22,7 +22,8 @@ class HotLoRATrain(io.ComfyNode):
                 GALLERY.Input("gallery", tooltip="The pictures, from HotLoRA Gallery."),
                 io.String.Input("name", default="my_lora", tooltip="Name of the LoRA, as used in <lora:name:1>. An older one of this name is kept as name-v1."),
                 io.String.Input("trigger", default="sks", tooltip="The word that calls up what was learned; it is put first in every caption that lacks it."),
-                io.Combo.Input("preset", options=list(PRESETS), default="balanced", tooltip="Values for steps, rank and learning rate where they are 0."),
+                io.Combo.Input("preset", options=list(PRESETS), default="balanced", tooltip=(
+                    "Values for steps, rank and learning rate where they are 0, and for what HotLoRA Settings leaves as it is, by the gallery's purpose.")),
                 io.Int.Input("steps", default=0, min=0, max=1_000_000, tooltip="Length of the training; 0 takes it from the preset and the number of pictures."),
                 io.Int.Input("rank", default=0, min=0, max=1024, tooltip="Size of the LoRA; 0 takes it from the preset."),
                 io.Float.Input("learning_rate", default=0.0, min=0.0, max=10.0, step=0.00001, round=False, tooltip="How far each step changes the LoRA; 0 takes it from the preset."),
@@ -40,12 +41,12 @@ class HotLoRATrain(io.ComfyNode):
             hidden=[io.Hidden.unique_id])
 
     @classmethod
-    def validate_inputs(cls, name: str | None) -> bool | str:
-        """Turns a bad name down before anything is loaded; None is a name that another node will give."""
+    def validate_inputs(cls, name: str | None, preset: str | None) -> bool | str:
+        """Turns a bad name or preset down before anything is loaded; None is one that another node will give. Graphs of before have presets' former names."""
         from ..trainer.names import check_name
 
         try:
-            return name is None or bool(check_name(name))
+            return (name is None or bool(check_name(name))) and (preset is None or bool(preset_name(preset)))
         except ValueError as error:
             return str(error)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PURPOSES = ("any", "object", "person", "style")
+PURPOSES = ("any", "object", "person", "character", "style")
 FORMS = ("auto", "metadata", "sidecars")
 """Where captions go: as the folder does already, metadata.csv, or text files beside the pictures."""
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .caption_choices import KNOWN
+from .caption_choices import KNOWN, PURPOSES
 from .captions.download import first_local
 
 log = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     caption.add_argument("--model", default=None, help="name, folder or file (default: the best one that is on this machine)")
     caption.add_argument("--models-dir", type=Path, action="append", help="where models lie and are downloaded to (default: models); may be given several times")
     caption.add_argument("--download", action="store_true", help="download the model when it is not on this machine; its size is said first")
-    caption.add_argument("--purpose", choices=("any", "object", "person", "style"), default="any",
-                         help="what will be learned: captions leave out the looks of a person or object, and the style of a style")
+    caption.add_argument("--purpose", choices=PURPOSES, default="any",
+                         help="what will be learned: captions leave out the looks of a person, character or object, and the style of a style")
     caption.add_argument("--trigger", default="", help="put this word first")
     caption.add_argument("--subject", default="", help="the word for what is learned, such as dog, which is left out too")
     caption.add_argument("--tags", type=Path, default=None, help="your own list of tags for CLIP models, one a line; it replaces the one that comes along")
@@ -41,7 +41,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     caption.set_defaults(run=_caption)
     check = commands.add_parser("check", help="say what in a folder of pictures hurts the result: copies, blur, noise, size, captions, ...")
     check.add_argument("--dir", type=Path, required=True, help="folder with the pictures")
-    check.add_argument("--purpose", choices=("any", "object", "person", "style"), default="any", help="what will be learned")
+    check.add_argument("--purpose", choices=PURPOSES, default="any", help="what will be learned")
     check.add_argument("--trigger", default="", help="the trigger word of the training")
     check.add_argument("--resolution", type=int, default=512, help="training size in pixels (default: 512; SDXL: 1024)")
     check.add_argument("--clip", type=Path, default=None, help="a CLIP model, to find captions that stand by the wrong picture")

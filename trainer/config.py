@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .caption_choices import PURPOSES
 from .names import check_name
 from .settings import CheckedSettings, Setting, setting
 
@@ -29,8 +30,8 @@ class TrainConfig(CheckedSettings):
     metadata_path: str | None = setting(None, form="a path", help=(
         "A metadata.csv or metadata.jsonl file with the captions; empty means the one in the picture folder, if there is one."))
     trigger: str = setting("", help="The word that calls up what was learned; it is put first in every caption that lacks it.")
-    purpose: str = setting("any", choices=("any", "object", "person", "style"), help=(
-        "What is learned; captions that are made leave out the looks of a person or object, and the style of a style."))
+    purpose: str = setting("any", choices=PURPOSES, help=(
+        "What is learned; captions that are made leave out the looks of a person, character or object, and the style of a style."))
     auto_caption: bool = setting(True, help=(
         "Make captions for pictures that have none before training, if a captioning model is on this machine; they are marked and can be undone."))
     caption_model: str | None = setting(None, form="a name or a path", help=(
@@ -59,6 +60,10 @@ class TrainConfig(CheckedSettings):
         "Folder with pictures of the general kind (any dog, say, for your dog), which the model should not forget."))
     prior_loss_weight: float = setting(1.0, minimum=0, maximum=100, help=(
         "How much the pictures of reg_data_dir count compared with your own; 1 is the same."))
+    class_word: str = setting("", help=(
+        "The word for what the trigger word is one of, such as woman, dog or house; it says what must stay as the base model has it."))
+    preservation_weight: float = setting(0.0, minimum=0, maximum=100, help=(
+        "Keeps the class as the base model draws it (differential output preservation), at more than twice the time of a step; 1 is usual, 0 is off."))
     masks: bool = setting(False, help=(
         "Train only on the part of a picture that its transparency or its name_mask.png marks as visible."))
     max_megapixels: float = setting(180.0, above=0, maximum=2000, unit="million pixels", help=(
@@ -183,6 +188,9 @@ class TrainConfig(CheckedSettings):
         if self.steps is not None and self.epochs is not None:
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}, but only one of them can set the length of the "
                              "training; remove one")
+        if self.preservation_weight and not self.trigger.strip():
+            raise ValueError(f"preservation_weight is {self.preservation_weight:g}, which needs a trigger word to tell what is learned from what stays; "
+                             "set trigger, or remove it")
         if self.min_timestep >= self.max_timestep:
             raise ValueError(f"min_timestep is {self.min_timestep} but must be below max_timestep, which is {self.max_timestep}; "
                              "lower the first or raise the second")
@@ -200,6 +208,7 @@ def without_effect(config: TrainConfig) -> list[str]:
     rules = (("text_encoder_lr", not config.text_encoder_target_modules, "set text_encoder_target_modules to train it too"),
              ("keep_tags", not config.shuffle_tags, "set shuffle_tags: true, or remove it"),
              ("prior_loss_weight", config.reg_data_dir is None, "set reg_data_dir, or remove it"),
+             ("class_word", not (config.preservation_weight or config.validation), "set preservation_weight or validation, or remove it"),
              ("lora_rank", config.init_lora is not None, "the LoRA of init_lora keeps its own rank"),
              ("lora_alpha", config.init_lora is not None, "the LoRA of init_lora keeps its own alpha"),
              ("conv_alpha", config.conv_rank == 0, "set conv_rank too, or remove it"),

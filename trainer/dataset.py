@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from .buckets import choose_bucket
 from .cache import CacheReport, LatentCache, TextCache
 from .config import TrainConfig
 from .extension_points import load_function
-from .gallery import Example, Gallery
+from .gallery import Example, Gallery, without_trigger
 from .memory import encode_image
 from .randomness import python_random
 from .samples import SampleOrder
@@ -73,7 +72,7 @@ class Dataset:
             [e for e in pictures if turns[e.content_hash] == index], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
         if not self.trains_text and not self.config.shuffle_tags:
             reports["captions"] = self.texts.prepare(sorted({
-                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else [])})[index::parts])
+                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else []), *self.preserved_captions()})[index::parts])
         return reports
 
     def collate(self, batch: list[tuple[int, int]], step: int) -> dict[str, Any]:
@@ -132,11 +131,15 @@ class Dataset:
         return self.config.trigger or next((e.caption for e in self.gallery.examples if e.caption), "")
 
     def drift_prompts(self) -> list[str]:
-        """Prompts that training should not change: none at all, and captions of the gallery without the trigger."""
-        trigger = self.config.trigger.strip()
-        captions = dict.fromkeys(e.caption for e in self.gallery.examples)
-        rest = [re.sub(rf"\s*(?<!\w){re.escape(trigger)}(?!\w)\s*,?\s*", " ", caption).strip(" ,") if trigger else "" for caption in captions]
-        return ["", *[caption for caption in dict.fromkeys(rest) if caption][:3]]
+        """Prompts that training should not change: none at all, the class word, and captions of the gallery with that in the trigger's place."""
+        config = self.config
+        rest = [without_trigger(e.caption, config.trigger, config.class_word) if config.trigger.strip() else "" for e in self.gallery.examples]
+        return ["", *[prompt for prompt in dict.fromkeys([config.class_word.strip(), *rest]) if prompt][:3]]
+
+    def preserved_captions(self) -> list[str]:
+        """Captions that preservation_weight asks for."""
+        config = self.config
+        return [without_trigger(e.caption, config.trigger, config.class_word) for e in self.examples] if config.preservation_weight else []
 
     def fingerprint(self) -> str:
         """Changes with any picture or caption, not with where they lie."""

@@ -128,12 +128,23 @@ def add_trigger(caption: str, trigger: str) -> str:
     """`trigger, caption`; the caption alone when it has the trigger as words of its own, in whatever case."""
     if not trigger or not caption:
         return trigger or caption
-    # only Latin words have edges: in Chinese text a trigger stands between characters without a space
+    return caption if re.search(_as_words(trigger), caption, re.IGNORECASE) else f"{trigger}, {caption}"
+
+
+def without_trigger(caption: str, trigger: str, instead: str = "") -> str:
+    """The caption with `instead` where the trigger stood; the caption itself where it does not stand."""
+    trigger, instead = trigger.strip(), instead.strip()
+    if not trigger or not re.search(_as_words(trigger), caption, re.IGNORECASE):
+        return caption
+    gone = re.sub(_as_words(trigger) + ("" if instead else r"\s*,?"), lambda _: instead, caption, flags=re.IGNORECASE)
+    return " ".join(gone.split()).strip(" ,")
+
+
+def _as_words(trigger: str) -> str:
+    """Only Latin words have edges: in Chinese text a trigger stands between characters without a space."""
     before = r"(?<![A-Za-z0-9])" if trigger[0].isascii() and trigger[0].isalnum() else ""
     after = r"(?![A-Za-z0-9])" if trigger[-1].isascii() and trigger[-1].isalnum() else ""
-    if re.search(before + re.escape(trigger) + after, caption, re.IGNORECASE):
-        return caption
-    return f"{trigger}, {caption}"
+    return before + re.escape(trigger) + after
 
 
 def _check(path: Path, mask_path: Path | None, max_megapixels: float, known: KnownPictures | None) -> PictureFacts | Skipped:

@@ -15,7 +15,7 @@ from .host import Host
 from .left_out import left_out
 from .names import safe_name
 from .needs import needs_of
-from .presets import apply_preset, preset_of
+from .presets import apply_preset, is_set, preset_of
 from .samples import default_steps
 from .settings import unknown_key
 
@@ -79,13 +79,13 @@ def with_preset(config: TrainConfig, given: dict[str, Any], preset: str | None, 
         return config
     values = {key: getattr(config, key) for key, value in given.items() if key in SETTINGS and value is not None}
     filled = apply_preset(values, preset, pictures, base)
-    return replace(config, **{key: filled[key] for key in (*preset_of(preset, base), "steps") if filled.get(key) is not None})
+    return replace(config, **{key: value for key, value in filled.items() if key not in values})
 
 
 def filled_by(given: dict[str, Any], preset: str | None, base: str | None) -> dict[str, Any]:
     """What the preset has set where the page said nothing, by name."""
-    chosen = {} if preset is None else preset_of(preset, base)
-    return {name: value for name, value in chosen.items() if name != "steps" and given.get(name) is None}
+    chosen = {} if preset is None else preset_of(preset, base, given.get("purpose"))
+    return {name: value for name, value in chosen.items() if given.get(name) is None and name in SETTINGS and name != "steps" and is_set(name, value)}
 
 
 def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:

@@ -71,6 +71,6 @@ class SampleOrder:
         return groups
 
 
-def default_steps(pictures: int, group: int) -> int:
-    """Steps where the user gave neither steps nor epochs: 80 samples for each picture, at least 800 and at most 4,000."""
-    return math.ceil(min(4000, max(800, 80 * pictures)) / group)
+def default_steps(pictures: int, group: int, passes: int = 80) -> int:
+    """Steps where the user gave neither steps nor epochs: `passes` samples for each picture, in all at least those of 10 pictures and at most of 50."""
+    return math.ceil(passes * min(50, max(10, pictures)) / group)

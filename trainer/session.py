@@ -25,6 +25,7 @@ from .objective import Objective
 from .optimizers import EMA, make_optimizer, make_scheduler, settled
 from .peft_format import to_peft
 from .pixels import write_png
+from .preservation import preservation_loss
 from .precision import Precision, gradient_norm
 from .randomness import global_seed, hashed_seed, uniform
 from .state import load_newest_state, remove_states, save_state, step_stem
@@ -286,6 +287,9 @@ class Session:
         loss = self.objective.loss(out_BCHW.float(), target_BCHW, t_B, mask, data["weight_B"].to(device)).sum()
         if self.loss_term is not None:
             loss = loss + len(batch) * self.loss_term(out_BCHW.float(), target_BCHW, t_B, {**data, "z_t_BCHW": z_t_BCHW, "step": step})
+        if config.preservation_weight:
+            with self._seeded(numbers[0]):
+                loss = loss + preservation_loss(self, data, z_t_BCHW, t_B)
         return loss
 
     def _seeded(self, number: int):

@@ -158,7 +158,7 @@ class Validation:
         held_out, drifting = [], []
         for number, example in enumerate(self.dataset.held_out):
             held_out += self._items_of(example, number)
-        with _off(adapter):
+        with adapter_off(adapter):
             prompts, size = self.dataset.drift_prompts(), self.dataset.sizes[0]
             shape_CHW = self.dataset.latents.load(self.dataset.examples[0])["z_VCHW"].shape[1:]
             for number in range(DRIFTS):
@@ -214,7 +214,7 @@ class Validation:
 
 
 @contextmanager
-def _off(adapter: Adapter) -> Iterator[None]:
+def adapter_off(adapter: Adapter) -> Iterator[None]:
     """The base alone, bit for bit."""
     before = {key: layer.multiplier for key, layer in adapter.layers.items()}
     adapter.set_multiplier(0.0, 0.0)

@@ -3,13 +3,16 @@ import { useEffect, useState } from "./vendor/hooks.mjs";
 
 const KEPT = "hotlora.form";
 const EMPTY = { folder: "", name: "", trigger: "", preset: "balanced", subject: "", more: {} };
+const FORMER_PRESETS = { thorough: "best" };   // names that forms and runs of before still have
+const presetName = (one) => FORMER_PRESETS[one] ?? one;
 const listeners = new Set();
 let form = read();
 
 function read() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
-    return { ...EMPTY, ...(kept && typeof kept === "object" ? kept : {}) };
+    const known = { ...EMPTY, ...(kept && typeof kept === "object" ? kept : {}) };
+    return { ...known, preset: presetName(known.preset) };
   } catch {
     return { ...EMPTY };
   }
@@ -53,7 +56,7 @@ const PROMPTS = {
   style: (who) => [`a house by the sea, ${who}`, `a portrait of a woman, ${who}`],
   object: (who) => [`a photo of ${who} on a white table`, `a photo of ${who} in a garden`],
 };
-const PURPOSE = { person: "person", character: "person", style: "style", object: "object" };   // what captions leave out
+const PURPOSE = { person: "person", character: "character", style: "style", object: "object" };   // what captions leave out
 export const SUBJECTS = Object.keys(PROMPTS);
 
 // The form as the settings of TrainConfig. Empty fields are left out, so that the server's own defaults count.
@@ -84,7 +87,7 @@ export function spread(settings, steps) {
 export function formFrom(settings, preset, known) {
   const { train_data_dir, name, trigger, ...rest } = settings;
   const more = Object.fromEntries(Object.entries(rest).filter(([key, value]) => known.some((one) => one.name === key && !one.decided && !same(one, value))));
-  changeForm({ folder: train_data_dir ?? "", name: name ?? "", trigger: trigger ?? "", preset: preset ?? form.preset, subject: "", more });
+  changeForm({ folder: train_data_dir ?? "", name: name ?? "", trigger: trigger ?? "", preset: presetName(preset ?? form.preset), subject: "", more });
 }
 
 export const same = (setting, value) => JSON.stringify(value ?? null) === JSON.stringify(setting.default ?? null);

@@ -81,7 +81,8 @@ def train(base: Path, model, clip, vae) -> dict:
     plain = node.execute(name="plain", **values)
     return {"tag": with_previews[2], "patched": [len(one.patches) for one in (model, with_previews[0], plain[0])], "plot": describe(with_previews[3]),
             "previews": describe(with_previews[4]), "no previews": describe(plain[4]), "same weights": with_previews[0].model is model.model,
-            "told": plain.ui["text"], "names": [HotLoRATrain.validate_inputs(name) for name in (None, "my face", "a/b")]}
+            "told": plain.ui["text"], "names": [HotLoRATrain.validate_inputs(name, None) for name in (None, "my face", "a/b")],
+            "presets": [HotLoRATrain.validate_inputs("me", preset) for preset in (None, "best", "thorough", "longest")]}
 
 
 def describe(images) -> dict:

@@ -49,6 +49,7 @@ def test_training_gives_a_patched_model_the_tag_and_pictures(found):
         assert picture["shape"][0] == count and picture["shape"][3] == 3 and picture["dtype"] == "torch.float32", name
         assert 0 <= picture["low"] < picture["high"] <= 1, name
     assert told["names"][:2] == [True, True] and "has '/'" in told["names"][2]
+    assert told["presets"][:3] == [True] * 3 and "must be one of quick, balanced, best" in told["presets"][3]
 
 
 def test_the_prompt_applies_its_tags_and_encodes_the_rest(found):

@@ -109,7 +109,7 @@ def test_from_pictures_to_a_lora_that_can_be_seen(server, open_page):
     # a second run for the history, and both curves
     settings = {"train_data_dir": folder, "name": "mascot_quick", "trigger": "sks", "steps": 60, "preview_steps": 30, "preview_prompts": PROMPTS.split("\n")[:1]}
     server.until(server.post("jobs", {"settings": settings, "preset": "quick"})["id"], "completed", seconds=600)
-    long = server.post("jobs", {"settings": {**settings, "name": "mascot_thorough", "steps": 100_000, "preview_steps": 0}, "preset": "thorough"})["id"]
+    long = server.post("jobs", {"settings": {**settings, "name": "mascot_thorough", "steps": 100_000, "preview_steps": 0}, "preset": "best"})["id"]
     server.post("jobs", {"settings": {**settings, "name": "another_style", "steps": 1000}, "preset": "balanced"})
     server.until(long, "running", step=20)
     go(pages, "runs", "#hl-history")

@@ -7,7 +7,7 @@ from ..config_files import load_config
 from ..galleries import SIZES
 from ..job_settings import describe_settings
 from ..pictures import SUFFIXES
-from ..presets import PRESETS
+from ..presets import PRESETS, table
 from .guard import bounds_of
 from .openapi import describe
 from .routes import API, LARGE, SMALL, Call, Route
@@ -26,7 +26,7 @@ def status(call: Call) -> dict:
 
 
 def settings(call: Call) -> dict:
-    return {"settings": describe_settings(call.api.host), "presets": PRESETS}
+    return {"settings": describe_settings(call.api.host), "presets": table()}
 
 
 def load_settings(call: Call) -> dict:

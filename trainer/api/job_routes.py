@@ -3,15 +3,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..presets import PRESETS
+from ..presets import FORMER_NAMES, PRESETS
 from .guard import allowed_folder, check_file, check_links
 from .info_routes import SETTINGS_BODY
 from .messages import ApiError, Response
 from .routes import API, Call, Route
 from .schema import MAX_INT, integer, objects
 
-PRESET = {"type": ["string", "null"], "enum": [*PRESETS, None],
-          "description": "Fills in rank, learning rate and length where the settings have none; null takes the defaults."}
+PRESET = {"type": ["string", "null"], "enum": [*PRESETS, *FORMER_NAMES, None],
+          "description": "Fills in what the settings leave out, by their purpose and the number of pictures; null takes the defaults."}
 RUN = objects({"settings": SETTINGS_BODY, "preset": PRESET}, required=["settings"])
 FOLDERS = ("train_data_dir", "reg_data_dir")
 FILES = ("metadata_path", "init_lora")
@@ -22,9 +22,9 @@ COMMANDS = {"stop": "Stop after the step that is being done; what was learned is
             "remove": "Move an ended job to the trash."}
 
 
-def _checked(call: Call) -> tuple[dict, str | None]:
-    """The settings with every path inside the bounds."""
-    host, settings = call.api.host, call.data["settings"]
+def check_paths(call: Call, settings: dict) -> None:
+    """ValueError or 403 unless every path in the settings is inside the bounds."""
+    host = call.api.host
     for key in (*FOLDERS, *FILES):
         value = settings.get(key)
         if value in (None, ""):
@@ -36,7 +36,12 @@ def _checked(call: Call) -> tuple[dict, str | None]:
             check_links(root, host.gallery_roots, host.home)
         elif host.gallery_roots is not None:
             check_file(Path(value), [*host.gallery_roots, *(host.lora_folders() if key == "init_lora" else [])], host.home)
-    return settings, call.data.get("preset", "balanced")
+
+
+def run_of(call: Call) -> tuple[dict, str | None]:
+    """The settings and the preset that were asked for, with every path inside the bounds."""
+    check_paths(call, call.data["settings"])
+    return call.data["settings"], call.data.get("preset", "balanced")
 
 
 def listing(call: Call) -> dict:
@@ -44,14 +49,14 @@ def listing(call: Call) -> dict:
 
 
 def start(call: Call) -> dict:
-    settings, preset = _checked(call)
+    settings, preset = run_of(call)
     job = call.api.jobs.submit(settings, preset)
     call.api.galleries.used(Path(settings["train_data_dir"]).expanduser())
     return job.public()
 
 
 def plan(call: Call) -> dict:
-    settings, preset = _checked(call)
+    settings, preset = run_of(call)
     return call.api.jobs.plan(settings, preset)
 
 

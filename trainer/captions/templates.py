@@ -62,7 +62,7 @@ def _sentence(text: str, purpose: str, subject: str) -> str:
         text = STYLE_TAIL.sub("", _without_opening(text))
         return STYLED.sub("a ", text).strip(" ,")
     text = _without_opening(text)
-    if purpose == "person":
+    if purpose in ("person", "character"):
         text = LOOKS.sub("", text)
         text = SUBJECT_PERSON.sub("", text, count=1)
     elif subject:
@@ -98,7 +98,7 @@ def _keeps(tag: str, role: str, purpose: str, subject: str) -> bool:
         return False
     if purpose == "style":
         return role != "style" and not STYLE_TAG.search(tag)
-    if purpose == "person":
+    if purpose in ("person", "character"):
         return role != "trait" and not TRAIT_TAG.search(tag)
     return not (purpose == "object" and role == "trait")
 

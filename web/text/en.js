@@ -65,8 +65,8 @@ export default {
   "preset.quick.hint": "Half the steps, a small LoRA: to see whether the pictures are right.",
   "preset.balanced": "Balanced",
   "preset.balanced.hint": "A good start for most subjects.",
-  "preset.thorough": "Thorough",
-  "preset.thorough.hint": "Twice the steps, a larger LoRA: for fine detail.",
+  "preset.best": "Best",
+  "preset.best.hint": "Twice the steps, a larger LoRA: for fine detail.",
 
   "plan.noFolder": "Choose pictures to see what a training would do.",
   "plan.reading": "Reading the folder…",
@@ -291,8 +291,10 @@ export default {
   "purpose.any.hint": "Captions say everything that is seen.",
   "purpose.object": "An object or animal",
   "purpose.object.hint": "Captions leave out its looks, which the trigger word is to stand for.",
-  "purpose.person": "A person or character",
+  "purpose.person": "A person",
   "purpose.person.hint": "Captions leave out face, hair and body, which the trigger word is to stand for.",
+  "purpose.character": "A character",
+  "purpose.character.hint": "Captions leave out face, hair, body and parts, which the trigger word is to stand for.",
   "purpose.style": "A style",
   "purpose.style.hint": "Captions describe what is shown and not how it is drawn.",
 

@@ -63,8 +63,8 @@ export default {
   "preset.quick.hint": "步数减半，LoRA 较小：先看看图片合不合适。",
   "preset.balanced": "均衡",
   "preset.balanced.hint": "适合大多数情况。",
-  "preset.thorough": "精细",
-  "preset.thorough.hint": "步数加倍，LoRA 较大：适合细节多的内容。",
+  "preset.best": "最佳",
+  "preset.best.hint": "步数加倍，LoRA 较大：适合细节多的内容。",
 
   "plan.noFolder": "选择图片后，这里会说明训练将如何进行。",
   "plan.reading": "正在读取文件夹……",
@@ -289,8 +289,10 @@ export default {
   "purpose.any.hint": "描述画面里的一切。",
   "purpose.object": "物品或动物",
   "purpose.object.hint": "描述会略去它的外观，由触发词来代表。",
-  "purpose.person": "人物或角色",
+  "purpose.person": "人物",
   "purpose.person.hint": "描述会略去面部、头发和身材，由触发词来代表。",
+  "purpose.character": "角色",
+  "purpose.character.hint": "描述会略去面部、头发、身体和各个部件，由触发词来代表。",
   "purpose.style": "画风",
   "purpose.style.hint": "只描述画了什么，不描述怎么画的。",
 

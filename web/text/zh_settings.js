@@ -1,7 +1,7 @@
 // 各项设置的中文名称和说明，键是 TrainConfig 的设置名；单位见最后。
 export const zhSettings = {
   metadata_path: ["描述文件", "存放描述文字的 metadata.csv 或 metadata.jsonl；留空则用图片文件夹里的那一个（如果有）。"],
-  purpose: ["训练对象", "要学习什么；生成描述时，人物和物体会略去外观，风格会略去风格。"],
+  purpose: ["训练对象", "要学习什么；生成描述时，人物、角色和物体会略去外观，风格会略去风格。"],
   auto_caption: ["自动描述", "训练前为没有描述的图片生成描述（需要本机已有描述模型）；生成的描述会有标记，可以撤销。"],
   caption_model: ["描述模型", "生成描述的模型：blip-base、blip-large、coca 等，或一个文件夹、文件；留空则用本机已有的模型。"],
   leave_out: ["排除的图片", "不使用的图片，写出它们在文件夹中的名称，例如 [blurred.jpg, sub/copy.png]。"],
@@ -17,6 +17,8 @@ export const zhSettings = {
   keep_tags: ["固定标签数", "打乱标签时，开头保持不动的标签个数。"],
   reg_data_dir: ["正则图片文件夹", "同类普通图片的文件夹（例如训练你的狗时放各种狗），模型不应忘记它们。"],
   prior_loss_weight: ["正则图片权重", "reg_data_dir 的图片相对于你自己图片的权重；1 为相同。"],
+  class_word: ["类别词", "触发词所属类别的词，例如 woman、dog、house；它说明哪些要保持底模原来的样子。"],
+  preservation_weight: ["类别保持", "让这一类保持底模画出来的样子（差分输出保持），每步用时会超过两倍；常用 1，0 为关闭。"],
   masks: ["蒙版", "只训练图片的透明度或其 name_mask.png 标为可见的部分。"],
   max_megapixels: ["最大百万像素", "像素数超过此值（百万像素）的图片会被跳过，因为打开它们可能占满内存。"],
   base_model: ["底模", "在哪个模型上训练。"],

@@ -12,7 +12,7 @@ const GROUPS = {
   length: ["steps", "epochs", "batch_size", "gradient_accumulation_steps", "repeats"],
   adapter: ["lora_rank", "lora_alpha", "lora_dropout", "rslora", "dora", "lora_plus_ratio", "conv_rank", "conv_alpha", "unet_target_modules", "text_encoder_target_modules"],
   learning: ["learning_rate", "text_encoder_lr", "lr_scheduler", "lr_warmup_steps", "lr_cycles", "optimizer", "optimizer_args", "weight_decay", "max_grad_norm", "ema_decay"],
-  pictures: ["purpose", "auto_caption", "caption_model", "leave_out", "metadata_path", "bucketing", "bucket_step", "upscale", "crops", "flip", "masks", "caption_dropout", "shuffle_tags", "keep_tags", "reg_data_dir", "prior_loss_weight", "max_megapixels"],
+  pictures: ["purpose", "auto_caption", "caption_model", "leave_out", "metadata_path", "bucketing", "bucket_step", "upscale", "crops", "flip", "masks", "caption_dropout", "shuffle_tags", "keep_tags", "reg_data_dir", "prior_loss_weight", "class_word", "preservation_weight", "max_megapixels"],
   previews: ["preview_steps", "preview_prompts", "preview_seed", "preview_guidance", "save_steps", "save_dtype", "save_format"],
   objective: ["min_snr_gamma", "debiased", "noise_offset", "zero_terminal_snr", "loss_type", "huber_delta", "timestep_sampling", "min_timestep", "max_timestep"],
   memory: ["mixed_precision", "gradient_checkpointing"],

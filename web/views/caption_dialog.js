@@ -9,7 +9,7 @@ import { takeCaptioning } from "../live.js";
 import { number, said, t } from "../i18n.js";
 import { Action, Field, Icon, Problem } from "./parts.js";
 
-const PURPOSES = ["any", "object", "person", "style"];
+const PURPOSES = ["any", "object", "person", "character", "style"];
 const KNOWN = ["blip-base", "blip-large", "blip2", "coca", "clip", "wd"];
 
 export function CaptionDialog({ folder, files, onClose }) {

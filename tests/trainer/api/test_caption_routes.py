@@ -113,7 +113,7 @@ def test_one_gallery_at_a_time_and_clear_refusals(client, models, bare, monkeypa
             ({**folder, "model": "somebody/else", "download": True}, 400, "must be one of blip-base, blip-large"),
             ({**folder, "model": str(models / "captioners")}, 400, "must be one of"),
             ({"folder": str(bare / "gone"), "model": "blip-base"}, 400, "does not exist"),
-            ({**folder, "model": "blip-base", "purpose": "cat"}, 400, "any, object, person, style"),
+            ({**folder, "model": "blip-base", "purpose": "cat"}, 400, "any, object, person, character, style"),
             ({"model": "blip-base"}, 400, "lacks folder")):
         assert words in client.post("gallery/caption", body, status)["error"]
     client.api.jobs.captioning.state.status = "writing"

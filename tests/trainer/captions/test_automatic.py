@@ -156,7 +156,7 @@ def test_rows_are_added_to_any_table(name: str, before: bytes) -> None:
 
 
 def test_wishes_are_checked(folder: Path) -> None:
-    for wrong, words in (({"purpose": "cat"}, "any, object, person, style"), ({"into": "x"}, "auto, metadata, sidecars"), ({"batch_size": 0}, "from 1 to 256")):
+    for wrong, words in (({"purpose": "cat"}, "any, object, person, character, style"), ({"into": "x"}, "auto, metadata, sidecars"), ({"batch_size": 0}, "from 1 to 256")):
         with pytest.raises(ValueError, match=words):
             CaptionWishes(**wrong)
     with pytest.raises(ValueError, match="there is no picture nowhere.png"):
