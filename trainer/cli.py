@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+from .cli_bundle import add_commands as add_bundle_commands
 from .cli_farm import add_commands as add_farm_commands
 from .cli_gallery import add_commands as add_gallery_commands
 from .config import TrainConfig, describe_settings
@@ -20,7 +21,7 @@ from .output_files import OutputError
 log = logging.getLogger(__name__)
 SAME_PRESS = 2.0
 """A launcher hands Ctrl-C on, so that one press may come twice within so many seconds."""
-COMMANDS = ("train", "farm", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
+COMMANDS = ("train", "farm", "export-job", "run-bundle", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,6 +102,7 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, default=None)
     export.set_defaults(run=_export)
     add_farm_commands(commands)
+    add_bundle_commands(commands)
     add_gallery_commands(commands)
     demo = commands.add_parser("demo", help="train on the gallery and the base that come with HotLoRA, and draw a grid")
     demo.add_argument("--out", type=Path, default=Path("output/demo"))

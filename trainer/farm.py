@@ -19,7 +19,7 @@ from .config import TrainConfig
 from .config_files import load_config
 from .gallery_files import existing_folder
 from .hosts.standalone import pick_device
-from .names import check_name, safe_name
+from .job_settings import name_of
 from .output_files import write_atomically
 from .progress_file import read_progress, write_progress
 
@@ -85,10 +85,10 @@ def read_jobs(files: list[Path], out: Path) -> list[Job]:
 
 def _read_job(file: Path, out: Path) -> Job:
     config, _ = load_config(file)
-    root = existing_folder(config.train_data_dir)
+    existing_folder(config.train_data_dir)
     if config.base_model != "demo" and not Path(config.base_model).expanduser().exists():
         raise ValueError(f"base_model {config.base_model} does not exist; correct the path")
-    name = check_name(config.name) if config.name else safe_name(root.resolve().name)
+    name = name_of(config)
     job = Job(file, name, out, on_cpu=config.device == "cpu", digest=_digest(config))
     job.settings = [f"name={name}", f"output_dir={job.run_folder}", f"lora_dir={out / 'loras'}"]
     if config.cache_dir is None:

@@ -34,6 +34,9 @@ class Host(Protocol):
     def bases(self) -> list[str]:
         """What `base_model` may be; empty when the host decides by itself."""
 
+    def base_files(self, base_model: str) -> list[Path]:
+        """The files that hold the weights of one of `bases`, or of what is loaded; empty where that cannot be told."""
+
     def family(self, base_model: str) -> str | None:
         """Of one of `bases`, or of what is loaded; told without loading anything, and None where that cannot be done."""
 

@@ -6,7 +6,9 @@ import errno
 import os
 import secrets
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, Iterator
 
 
 class OutputError(OSError):
@@ -37,6 +39,30 @@ def write_atomically(path: str | Path, data: bytes, keep_old: bool = False) -> P
     except OSError as error:
         raise _output_error(path, len(data), error) from error
     return kept
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to in parts, beside `path`, whose name it gets when all has been written; after an error nothing is left of it.
+
+    What was at `path` is replaced. OutputError as for `write_atomically`.
+    """
+    temporary = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(6)}.tmp")
+    written = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                written = file.tell()
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _output_error(path, written, error) from error
 
 
 def _keep(path: Path) -> Path:

@@ -161,6 +161,10 @@ class ComfyHost:
     def bases(self) -> list[str]:
         return folder_paths.get_filename_list("checkpoints")
 
+    def base_files(self, base_model: str) -> list[Path]:
+        path = folder_paths.get_full_path("checkpoints", base_model)
+        return [Path(path)] if path else []
+
     def family(self, base_model: str) -> str | None:
         if self._base and self._base["name"] == base_model:
             return self._base["family"]

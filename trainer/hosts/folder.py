@@ -36,8 +36,15 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype) -> Parts
     sample_size = unet.config["sample_size"] or 64
     side = sample_size if isinstance(sample_size, int) else min(sample_size)
     family = _family(is_xl, unet.config["cross_attention_dim"])
-    return Parts(family, folder.resolve().name, side * factor, unet, vae, encoders, scheduler,
-                 [file for name in ("unet", "vae", *names) for file in weight_files(folder / name)])
+    return Parts(family, folder.resolve().name, side * factor, unet, vae, encoders, scheduler, files_of(folder, names))
+
+
+def files_of(folder: Path, text_encoders: tuple[str, ...] | None = None) -> list[Path]:
+    """All files with weights, in the order in which the base's hash is taken of them. ValueError for a folder that is no pipeline."""
+    if text_encoders is None:
+        index = _read_json(folder / "model_index.json")
+        text_encoders = tuple(name for name in ("text_encoder", "text_encoder_2") if (index.get(name) or [None])[0] is not None)
+    return [file for name in ("unet", "vae", *text_encoders) for file in weight_files(folder / name)]
 
 
 def _family(is_xl: bool, context: int) -> str:

@@ -19,6 +19,7 @@ from ..checkpointing import set_checkpointing
 from ..frozen import borrowed, frozen_forward, safe_attention
 from ..lora_keys import UNetLayout, layout_of, ldm_path, text_path
 from ..objective import Prediction
+from .fingerprint import sha256_of
 from .folder import load_folder
 from .parts import Parts
 from .sampling import draw
@@ -29,7 +30,6 @@ ATTENTIONS = ("Attention", "CLIPAttention", "CLIPSdpaAttention")
 """Classes that call torch's attention; matched by name, as diffusers is not imported here."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 log = logging.getLogger(__name__)
-_hashes: dict[tuple, str] = {}
 
 
 def load_base(base_model: str, device: str = "auto", dtype: torch.dtype | str | None = None) -> StandaloneBackend:
@@ -85,7 +85,7 @@ class StandaloneBackend:
 
     @cached_property
     def base_hash(self) -> str:
-        return _sha256(self.parts.files)
+        return sha256_of(self.parts.files)
 
     @cached_property
     def encoder_id(self) -> str:
@@ -280,19 +280,6 @@ def _did_you_mean(path: Path) -> str:
 def _holds(folder: Path) -> str:
     files = sorted(folder.glob("*.safetensors"))
     return f"; did you mean {files[0]}?" if files else "; give a .safetensors file or a folder that has one"
-
-
-def _sha256(files: list[Path]) -> str:
-    """SHA-256 of one file, or of several one after the other; files are read once per process."""
-    key = tuple((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    if key not in _hashes:
-        digest = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as stream:
-                for block in iter(lambda: stream.read(1 << 22), b""):
-                    digest.update(block)
-        _hashes[key] = digest.hexdigest()
-    return _hashes[key]
 
 
 def _hash_of_weights(modules: list[nn.Module], *settings: object) -> str:

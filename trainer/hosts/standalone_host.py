@@ -12,6 +12,7 @@ import torch
 from ..backend import Backend
 from ..config import TrainConfig
 from ..needs import family_of_file
+from .base_files import base_files
 from .standalone import StandaloneBackend, load_base, pick_device
 
 T = TypeVar("T")
@@ -85,6 +86,9 @@ class StandaloneHost:
 
     def bases(self) -> list[str]:
         return list(self._paths)
+
+    def base_files(self, base_model: str) -> list[Path]:
+        return base_files(self._paths[base_model]) if base_model in self._paths else []
 
     def family(self, base_model: str) -> str | None:
         loaded = self._loaded

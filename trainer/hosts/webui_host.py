@@ -51,6 +51,10 @@ class WebuiHost:
     def bases(self) -> list[str]:
         return []
 
+    def base_files(self, base_model: str) -> list[Path]:
+        model = sd_models.model_data.sd_model
+        return [] if model is None or not Path(model.sd_checkpoint_info.filename).is_file() else [Path(model.sd_checkpoint_info.filename)]
+
     def family(self, base_model: str) -> str | None:
         return (self.base() or {}).get("family")
 
