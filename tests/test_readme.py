@@ -46,7 +46,8 @@ def test_the_example_of_own_code_runs(root, name, config, backend, tmp_path, mon
 
 def test_the_layout_names_every_file(root):
     layout = (root / "README.md").read_text(encoding="utf-8").split("## Layout")[1]
-    folders = ("trainer", "trainer/api", "trainer/captions", "trainer/demo", "trainer/gallery_checks", "trainer/hosts", "nodes", "bench", "scripts")
+    folders = ("trainer", "trainer/api", "trainer/captions", "trainer/demo", "trainer/gallery_checks", "trainer/hosts", "trainer/llm", "nodes", "bench",
+               "scripts")
     for folder in folders:
         for file in sorted((root / folder).glob("*.py")):
             if file.name != "__init__.py":

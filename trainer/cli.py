@@ -12,8 +12,11 @@ from pathlib import Path
 from .cli_bundle import add_commands as add_bundle_commands
 from .cli_farm import add_commands as add_farm_commands
 from .cli_gallery import add_commands as add_gallery_commands
+from .cli_llm import add_generate_options, generate_text, is_language_request, train_language
 from .config import TrainConfig, describe_settings
-from .config_files import load_config
+from .config_files import load_config, read_values
+from .llm.config import LanguageConfig
+from .llm.config_files import is_language_run, load_language_config
 from .distributed import ALONE, Alone, PeerFailed, check_command, check_image_launch, device_for, joined, tell_launcher, told_once
 from .memory import FREE_SOME, explained
 from .output_files import OutputError
@@ -60,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="python train.py", description="Train a LoRA from a folder of pictures, and use it.")
+    top = argparse.ArgumentParser(prog="python train.py", description="Train a LoRA from a folder of pictures or texts, and use it.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a LoRA (the default: `python train.py --config my.yaml`)", epilog=_settings_text(),
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--device", default="auto")
     page.add_argument("--models-dir", type=Path, action="append", help="where captioning models lie and are downloaded to (default: models); may be given several times")
     page.set_defaults(run=_ui)
-    draw = commands.add_parser("generate", help="draw pictures; the prompt may hold <lora:name:weight>")
+    draw = commands.add_parser("generate", help="draw pictures, where the prompt may hold <lora:name:weight>; or answer with a language model")
     draw.add_argument("--base", default="demo", help="a .safetensors file, a diffusers folder, or demo (default)")
     draw.add_argument("--prompt", required=True, help='for example "a photo of sks <lora:my_face:0.7>"')
     draw.add_argument("--negative", default="", help="what should not be in the picture")
@@ -91,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     draw.add_argument("--height", type=int, default=None)
     draw.add_argument("--device", default="auto")
     draw.add_argument("--out", type=Path, default=Path("output/picture.png"))
+    add_generate_options(draw)
     draw.set_defaults(run=_generate)
     inspect = commands.add_parser("inspect", help="say what is in a LoRA file: rank, alpha, layers, base, trigger, training settings")
     inspect.add_argument("file", type=Path)
@@ -111,23 +115,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _settings_text() -> str:
-    lines = ["settings (in the file, or as --set key=value):"]
-    for name, allowed, default, sentence in describe_settings():
-        lines.append(f"  {name}: {sentence} [{allowed}; default {default}]")
+    lines = []
+    for kind, title in ((TrainConfig, "settings (in the file, or as --set key=value):"), (LanguageConfig, "\nsettings for language models (task: llm):")):
+        lines.append(title)
+        lines += [f"  {name}: {sentence} [{allowed}; default {default}]" for name, allowed, default, sentence in describe_settings(kind)]
     return "\n".join(lines)
 
 
-def read_config(options: argparse.Namespace) -> tuple[TrainConfig, list[str]]:
+def read_config(options: argparse.Namespace) -> tuple[TrainConfig | LanguageConfig, list[str]]:
     if options.config is None and not options.set:
         raise ValueError("no settings were given; write `python train.py --config configs/my_lora_config.yaml`, or see --help")
-    if options.config is None:
-        return load_config("command-line.yaml", options.set, text="{}")
-    return load_config(options.config, options.set)
+    path, text = (options.config, None) if options.config is not None else ("command-line.yaml", "{}")
+    if is_language_run(read_values(path, text), options.set):
+        return load_language_config(path, options.set, text)
+    return load_config(path, options.set, text)
 
 
 def _train(options: argparse.Namespace) -> int:
     with told_once():
         config, warnings = read_config(options)
+        if isinstance(config, LanguageConfig):
+            return train_language(config, warnings, options)
         check_image_launch()
     with joined() as ranks:
         if ranks.rank:
@@ -218,6 +226,8 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    if is_language_request(options):
+        return generate_text(options)
     from .backend import SampleRequest
     from .generate import generate
     from .hosts.standalone import load_base

@@ -29,15 +29,14 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), text: str | Non
     what the file holds. Relative paths in the settings stay as they are, relative to the current directory. ValueError says
     what is wrong with the file, beginning with its name, or with an override.
     """
-    path = Path(path)
-    parse = _parser(path)
+    values, given = read_values(path, text), dict(parse_override(override) for override in overrides)
     try:
-        values = parse(_read(path) if text is None else text)
+        for settings in (values, given):
+            check_task(settings.pop("task", None))
         settings, warnings = translate(values)
-    except (ValueError, RecursionError) as error:
-        too_deep = "its brackets are nested too deeply; write one setting per line, such as lora_rank: 16"
-        raise ValueError(f"{path}: {too_deep if isinstance(error, RecursionError) else error}") from None
-    changed, more = translate(dict(parse_override(override) for override in overrides), whole_file=False)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    changed, more = translate(given, whole_file=False)
     for length, other in (("steps", "epochs"), ("epochs", "steps")):
         if changed.get(length) is not None and changed.get(other) is None:
             settings.pop(other, None)
@@ -46,6 +45,26 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), text: str | Non
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return config, warnings + more + without_effect(config)
+
+
+def read_values(path: str | Path, text: str | None = None) -> dict[str, Any]:
+    """What a settings file holds (or `text`, read as such a file), unchecked; ValueError begins with its name."""
+    path = Path(path)
+    parse = _parser(path)
+    try:
+        return parse(_read(path) if text is None else text)
+    except (ValueError, RecursionError) as error:
+        too_deep = "its brackets are nested too deeply; write one setting per line, such as lora_rank: 16"
+        raise ValueError(f"{path}: {too_deep if isinstance(error, RecursionError) else error}") from None
+
+
+def check_task(task: Any) -> None:
+    """ValueError unless `task` is left out or says pictures."""
+    if task is None or isinstance(task, str) and task.strip().lower() in ("", "image"):
+        return
+    if isinstance(task, str) and task.strip().lower() == "llm":
+        raise ValueError("task is llm, and language models are trained by `python train.py --config`; here pictures are trained")
+    raise ValueError(f"task is {shown(task)} but must be one of image, llm; change it, or remove it to let the base model decide")
 
 
 def parse_override(override: str) -> tuple[str, Any]:

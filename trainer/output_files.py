@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 import shutil
@@ -81,6 +82,34 @@ def _keep(path: Path) -> Path:
                 shutil.copystat(path, kept)
                 return kept
             number += 1
+
+
+def put_folder(temporary: Path, path: Path) -> Path | None:
+    """Give the finished folder `temporary`, which lies beside `path`, that name; everything in it is on the disk by then.
+
+    A folder that is already there is kept as `name-v1`, `name-v2`, ..., and that path is returned. OutputError when it cannot be
+    done; what was at `path` is then there unchanged.
+    """
+    kept = None
+    try:
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb+") as opened:
+                    os.fsync(opened.fileno())
+        if path.exists():
+            number = next(number for number in itertools.count(1) if not path.with_name(f"{path.name}-v{number}").exists())
+            kept = path.with_name(f"{path.name}-v{number}")
+            os.rename(path, kept)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if kept is not None:
+                os.rename(kept, path)
+            raise
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise _output_error(path, sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()), error) from error
+    return kept
 
 
 def _flush_folder(folder: Path) -> None:

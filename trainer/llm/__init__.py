@@ -1,0 +1,1 @@
+"""LoRA for causal language models: trained by transformers' Trainer with peft, from the same settings files and by the same command."""

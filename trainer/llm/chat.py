@@ -1,0 +1,129 @@
+"""How a record becomes one text, and which parts of that text are answers."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Sequence
+
+from .records import Record
+
+FIRST_TOKEN = "{{- bos_token -}}\n"
+ALPACA = """{%- for message in messages -%}
+{%- if message.role == 'system' -%}{{ message.content.strip() + '\n\n' }}
+{%- elif message.role == 'assistant' -%}{{ message.content.strip() + eos_token }}{% if not loop.last %}{{ '\n\n' }}{% endif %}
+{%- else -%}{{ '### Instruction:\n' + message.content.strip() + '\n\n### Response:\n' }}{%- endif -%}
+{%- endfor -%}"""
+"""The headings of Stanford Alpaca, which instruction-tuned LLaMA models know."""
+PLAIN = """{%- for message in messages -%}
+{{ message.content }}{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}
+{%- endfor -%}"""
+BUILT_IN = {"alpaca": ALPACA, "plain": PLAIN}
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One text and the character ranges [begin, end) in it that are answers."""
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+
+
+def choose_template(tokenizer: Any, setting: str, records: Iterable[Record]) -> str | None:
+    """Give the tokenizer the template that `chat_template` asks for, and return its name; None when all records are plain text.
+
+    "auto" is the model's own, else headings for conversations and instructions, and prompt and completion as they are. ValueError
+    for a file that cannot be used.
+    """
+    kinds = {record.kind for record in records} - {"text"}
+    if not kinds and setting == "auto":
+        return None
+    if setting == "auto" and tokenizer.chat_template:
+        return "the model's own"
+    name = ("plain" if kinds == {"prompt"} else "alpaca") if setting == "auto" else setting
+    if name in BUILT_IN:
+        template = BUILT_IN[name]
+        # a template writes all special tokens itself: the first token only where the tokenizer would
+        adds_first = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = FIRST_TOKEN + template if adds_first else template
+        return name
+    try:
+        tokenizer.chat_template = Path(setting).read_text(encoding="utf-8")
+        render(tokenizer, ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"chat_template is {setting}, which cannot be read ({error}); give a Jinja file, or auto") from None
+    except ValueError as error:
+        raise ValueError(f"chat_template is {setting}, which cannot be used: {error}") from None
+    return setting
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, str]], for_answer: bool = False) -> str:
+    """Messages by the tokenizer's template; `for_answer` ends where the assistant's next answer begins.
+
+    A template that knows no system role (Gemma's) gets it put before the first message of the user. ValueError when the template
+    does not take the conversation.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_answer)
+    except (TemplateError, TypeError, KeyError) as error:
+        if messages[0]["role"] == "system" and len(messages) > 1:
+            system, first, *rest = messages
+            return render(tokenizer, [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest], for_answer)
+        raise ValueError(f"the chat template does not take this conversation ({str(error).strip()}); change the order of its messages, or set "
+                         "chat_template: alpaca") from None
+
+
+def render_record(tokenizer: Any, record: Record) -> Rendered:
+    """The whole text of a conversation, and its answers with the token that ends each of them; ValueError when they cannot be found in it."""
+    if _is_plain(tokenizer):
+        record = _spaces_moved(record)
+    whole = render(tokenizer, record.messages)
+    answers, position = [], 0
+    for number, message in enumerate(record.messages):
+        if message["role"] != "assistant" or number < record.learned_from:
+            continue
+        begin, end = _ends_of(tokenizer, record.messages, number, whole, position)
+        answers.append((begin, end))
+        position = end
+    return Rendered(whole, tuple(answers))
+
+
+def _ends_of(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, whole: str, position: int) -> tuple[int, int]:
+    """Where the answer `messages[number]` begins and ends in the whole text, from `position` on."""
+    before = render(tokenizer, messages[:number], for_answer=True)
+    after = render(tokenizer, messages[: number + 1])
+    if whole.startswith(before) and len(before) >= position:
+        begin = len(before)
+    else:  # templates may show earlier turns in another way, or put something before an answer
+        begin = whole.find(messages[number]["content"].strip(), position)
+        if begin < 0:
+            raise ValueError("the chat template changes the answer, so it cannot be told from the question; set chat_template: alpaca")
+    if whole.startswith(after.rstrip()) and len(after.rstrip()) > begin:
+        return begin, len(after.rstrip()) if len(whole) > len(after) else len(whole)
+    end = begin + len(messages[number]["content"].strip())
+    eos = tokenizer.eos_token or ""
+    return begin, end + len(eos) if whole.startswith(eos, end) else end
+
+
+def _spaces_moved(record: Record) -> Record:
+    """Spaces at the end of a prompt go to the front of its completion, as tokens take them with the word that follows."""
+    messages = [dict(message) for message in record.messages]
+    for first, second in zip(messages, messages[1:]):
+        if second["role"] == "assistant":
+            kept = first["content"].rstrip(" ")
+            second["content"] = first["content"][len(kept):] + second["content"]
+            first["content"] = kept
+    return Record(record.place, record.kind, tuple(messages), learned_from=record.learned_from)
+
+
+def prompt_text(tokenizer: Any, prompt: str) -> str:
+    """What is put before an answer to `prompt`: by the chat template, or the prompt itself where there is none."""
+    if not tokenizer.chat_template:
+        return prompt
+    content = prompt.rstrip(" ") if _is_plain(tokenizer) else prompt
+    return render(tokenizer, ({"role": "user", "content": content},), for_answer=True)
+
+
+def _is_plain(tokenizer: Any) -> bool:
+    return tokenizer.chat_template.endswith(PLAIN)
