@@ -18,6 +18,24 @@ def enter(folder: Path, *arguments: str) -> None:
     import comfy.cli_args  # noqa: F401  reads sys.argv now
 
 
+def use_dynamic_vram(headroom: int = 0) -> None:
+    """What ComfyUI's main.py does on NVIDIA by default; to be called after `enter` and before torch is imported.
+
+    `headroom`: bytes of the device's memory that it shall keep free. RuntimeError where this device cannot do it.
+    """
+    import comfy_aimdo.control
+
+    comfy_aimdo.control.init()
+    import comfy.memory_management
+    import comfy.model_management
+    import comfy.model_patcher
+
+    if not comfy_aimdo.control.init_devices((device.index, headroom) for device in comfy.model_management.get_all_torch_devices()):
+        raise RuntimeError("ComfyUI's dynamic memory (comfy-aimdo) does not work on this device")
+    comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
+    comfy.memory_management.aimdo_enabled = True
+
+
 def load(checkpoint: Path):
     """MODEL, CLIP and VAE of a checkpoint as the stock loader node gives them, under inference mode as there."""
     import comfy.sd

@@ -1,10 +1,11 @@
-"""A real ComfyUI on the CPU with this checkout in its custom_nodes, driven over HTTP."""
+"""A real ComfyUI with this checkout in its custom_nodes, driven over HTTP; on the CPU, or where `places.on_gpu` says so on the GPU."""
 from __future__ import annotations
 
 import copy
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from hotlora.tests.hosts.places import host
+from hotlora.tests.hosts.places import host, on_gpu, setting
 from hotlora.trainer.demo import drawings
 from hotlora.tests.random_models import checkpoint_weights, full_shapes, write_checkpoint
 
@@ -53,8 +54,9 @@ class ComfyServer:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))
             self.port = free.getsockname()[1]
-        command = [str(self.python), "main.py", "--cpu", "--port", str(self.port), "--base-directory", str(self.base),
-                   "--database-url", "sqlite:///:memory:", *self.arguments]
+        # COMFYUI_ARGUMENTS: what this installation needs, such as --front-end-root for one without its page
+        command = [str(self.python), "main.py", "--deterministic" if on_gpu() else "--cpu", "--port", str(self.port), "--base-directory", str(self.base),
+                   "--database-url", "sqlite:///:memory:", *shlex.split(setting("COMFYUI_ARGUMENTS") or ""), *self.arguments]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1", **self.environment}
         with self.log.open("a") as stream:
             self.process = subprocess.Popen(command, cwd=self.folder, stdout=stream, stderr=subprocess.STDOUT, env=environment)

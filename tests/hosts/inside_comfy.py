@@ -1,9 +1,10 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed]
 
 `v` and `flow` put ComfyUI's own ModelSamplingDiscrete or ModelSamplingSD3 upstream, for a model that predicts v or a flow.
 `upstream` puts a LoRA and changed norms upstream. `streamed` and `evicted` are what a device with little memory does, see `scarce_memory`.
+`gpu` runs it on the GPU; `dynamic` with ComfyUI's dynamic memory, its default on NVIDIA, and `squeezed` with next to no memory for that.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -24,17 +25,21 @@ def package() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-OPTIONS = ("v", "flow", "upstream", "streamed", "evicted")
+OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed")
 
 
 def main() -> None:
     package()
-    from hotlora.bench.comfy_host import enter, load
+    from hotlora.bench.comfy_host import enter, load, use_dynamic_vram
 
     checkpoint, arguments = Path(sys.argv[2]), sys.argv[3:]
-    enter(Path(sys.argv[1]), "--cpu", *(argument for argument in arguments if argument not in OPTIONS))
+    enter(Path(sys.argv[1]), "--deterministic" if "gpu" in arguments else "--cpu", *(argument for argument in arguments if argument not in OPTIONS))
     logging.disable(logging.WARNING)
+    if "dynamic" in arguments:
+        use_dynamic_vram(1 << 50 if "squeezed" in arguments else 0)
     import torch
+
+    torch.backends.cudnn.allow_tf32 = False
 
     from hotlora.tests.hosts.scarce_memory import CALLS, evict_when_encoding, hand_out_in_one_buffer, load_partially
     from hotlora.trainer.adapter import Adapter
@@ -66,6 +71,7 @@ def main() -> None:
     with torch.no_grad():
         for layer in adapter.layers.values():
             layer.up.normal_(0, 0.02, generator=generator)
+    adapter.to(backend.device)
     objective = Objective(TrainConfig(train_data_dir="x", min_snr_gamma=0), backend.prediction)
     captions = ["a photo of sks", "a red star, " * 40, "", "猫 on a mat, " * 20]
     buckets = [(8, 8), (8, 8), (6, 10), (6, 10)]
@@ -84,19 +90,22 @@ def main() -> None:
             # caption by caption and then together, as the cache of a run does
             texts = [{key: x[0] for key, x in backend.encode_text([captions[i]]).items()} for i in rows]
             assert len({len(text["hidden_BLD"]) for text in texts}) == 2, "both batches hold captions of different lengths"
-            out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), backend.batch_text(texts), sizes[rows])
+            eps, t = eps.to(z0.device), t.to(z0.device)
+            conditions = {key: x.to(backend.device) for key, x in backend.batch_text(texts).items()}
+            out = backend.predict(objective.noisy(z0, eps, t), objective.model_timestep(t), conditions, sizes[rows])
             losses.append(objective.loss(out, objective.target(z0, eps, t), t))
         loss_B = torch.cat(losses)
         loss_B.sum().backward()
-    ours = {key: (layer.down.grad.clone(), layer.up.grad.clone()) for key, layer in adapter.layers.items()}
+    ours = {key: (layer.down.grad.cpu(), layer.up.grad.cpu()) for key, layer in adapter.layers.items()}
     restored = snapshot(backend.unet)
-    same = "evicted" in arguments or before.keys() == restored.keys() and all(before[key] == restored[key] for key in before)
+    # dynamic memory makes small tensors anew whenever it loads a model
+    same = "evicted" in arguments or "dynamic" in arguments and loose(before) == loose(restored) or before.keys() == restored.keys() and all(before[key] == restored[key] for key in before)
     redrawn = torch.equal(drawn, drawing(model, clip))
 
     reference_B, theirs = reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend)
     error = max(((a - b).norm() / b.norm()).item() for key in ours for a, b in zip(ours[key], theirs[key]))
     print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "redrawn": redrawn,
-                      "gradient_error": error, "layers": len(ours), "loss_error": ((loss_B.detach() - reference_B).abs() / reference_B).max().item(),
+                      "gradient_error": error, "layers": len(ours), "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
                       "calls": CALLS}))
 
 
@@ -143,6 +152,10 @@ def snapshot(unet) -> dict:
     return found
 
 
+def loose(found: dict) -> dict:
+    return {name: (one[:2], [(key, grad, inference) for key, _, grad, inference, _ in one[2:]]) for name, one in found.items() if name != "first"}
+
+
 def reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend):
     """Losses and gradients, one picture at a time, on a plain fp32 copy of the denoiser of `bare` plus `changes`."""
     import copy
@@ -153,9 +166,10 @@ def reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise,
     with torch.inference_mode(False):
         base = copy.copy(bare.model)
         object.__setattr__(base, "_modules", dict(bare.model._modules))
-        unet = copy.deepcopy(plain(bare.model.diffusion_model))
+        device = bare.load_device
+        unet = copy.deepcopy(plain(bare.model.diffusion_model)).to(device)
         for name, change in changes.items():
-            unet.get_parameter(name).data += change
+            unet.get_parameter(name).data += change.to(device)
         base._modules["diffusion_model"] = unet
         base.manual_cast_dtype = None
         unet.dtype = torch.float32
@@ -172,10 +186,10 @@ def reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise,
             with torch.inference_mode():
                 latent = vae.encode(((pixels[i] + 1) / 2).movedim(1, -1))
                 cond, pooled = clip.encode_from_tokens(clip.tokenize(caption), return_pooled=True)
-            latent, cond, pooled = latent.float().clone(), cond.float().clone(), pooled.float().clone()
+            latent, cond, pooled = (x.float().clone().to(device) for x in (latent, cond, pooled))
             z0 = base.process_latent_in(latent)
-            sigma = sampling.sigmas[t_B[i:i + 1]].clone() if t_B.dtype == torch.int64 else t_B[i:i + 1]
-            x_t = sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise[i].clone(), z0, False)
+            sigma = (sampling.sigmas.cpu()[t_B[i:i + 1]].clone() if t_B.dtype == torch.int64 else t_B[i:i + 1]).to(device)
+            x_t = sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise[i].clone().to(device), z0, False)
             height, width, top, left, target_height, target_width = sizes[i].tolist()
             conds = base.extra_conds(cross_attn=cond, pooled_output=pooled, noise=x_t, device=x_t.device, width=width, height=height, crop_w=left,
                                      crop_h=top, target_width=target_width, target_height=target_height)
@@ -186,7 +200,7 @@ def reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise,
             loss = weight * (x0 - z0).square().mean()
             loss.backward()
             losses.append(loss.detach())
-        return torch.stack(losses), {("unet", path): (down.grad, up.grad) for path, (down, up, _) in layers.items()}
+        return torch.stack(losses).cpu(), {("unet", path): (down.grad.cpu(), up.grad.cpu()) for path, (down, up, _) in layers.items()}
 
 
 def plain(unet):
@@ -195,8 +209,11 @@ def plain(unet):
     from torch import nn
 
     for part in unet.modules():
+        for name in [name for name in part.__dict__ if name.startswith(("_v", "_pin")) or name.endswith("_lowvram_function")]:
+            del part.__dict__[name]
         for name, x in list(part._parameters.items()):
             if x is not None:
+                x = x.cpu()
                 x = x.dequantize() if hasattr(x, "dequantize") and type(x) is not nn.Parameter else x
                 part._parameters[name] = nn.Parameter(torch.tensor(x.float().tolist()) if x.numel() < 8 else torch.from_numpy(x.float().numpy().copy()), requires_grad=False)
         if hasattr(part, "comfy_cast_weights"):

@@ -18,6 +18,11 @@ def host(name: str) -> tuple[Path, Path]:
     return Path(folder), Path(python)
 
 
+def on_gpu() -> bool:
+    """Whether hosts are started on the GPU: HOTLORA_HOSTS_ON=gpu, in the environment or in that file. On the CPU otherwise."""
+    return setting("HOTLORA_HOSTS_ON") == "gpu"
+
+
 def setting(name: str) -> str | None:
     """What this machine says under a name."""
     return {**_from_file(), **os.environ}.get(name)
