@@ -6,7 +6,8 @@
 
 DIR and PYTHON default to COMFYUI_DIR and COMFYUI_PYTHON. Each variant runs in a fresh process that loads the same checkpoint
 and has first drawn with it, as a host has; seconds are the median of the steps after the first, and peak memory is that of
-the process. `ratio` is the time of a step over twice that of an inference forward, measured in the same process.
+the process, on a GPU what is in use there. On a GPU weights and steps are bf16, and the memory is managed as ComfyUI does by default
+(--memory dynamic), or all weights stay there (--memory highvram). `ratio` is the time of a step over twice that of an inference forward, measured in the same process.
 """
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,12 +33,14 @@ def package() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-def worker(variant: str, comfy: Path, checkpoint: Path, side: int, steps: int) -> dict:
+def worker(variant: str, comfy: Path, checkpoint: Path, side: int, steps: int, memory: str) -> dict:
     package()
-    from hotlora.bench.comfy_host import enter, load
-    from hotlora.bench.memory_peak import peak_bytes
+    from hotlora.bench.comfy_host import enter, load, use_dynamic_vram
+    from hotlora.bench.memory_peak import gpu_watched, peak_bytes
 
-    enter(comfy, *([] if _has_gpu() else ["--cpu"]))
+    enter(comfy, *{"cpu": ["--cpu"], "dynamic": ["--bf16-unet"], "highvram": ["--bf16-unet", "--highvram"]}[memory])
+    if memory == "dynamic":
+        use_dynamic_vram()
     import torch
 
     model, clip, vae = load(checkpoint)
@@ -44,21 +48,20 @@ def worker(variant: str, comfy: Path, checkpoint: Path, side: int, steps: int) -
         cond = clip.encode_from_tokens_scheduled(clip.tokenize("a photo of sks"))
         latent = vae.encode(torch.rand(1, side, side, 3))
     forward = time_forward(model, cond, latent)
-    if variant == "forward":
-        seconds = [forward]
-    elif variant.startswith("ours"):
-        seconds = time_ours(model, clip, vae, cond, latent, steps, "checkpointed" in variant)
-    else:
-        seconds = time_native(model, cond, latent, steps, "bypass" in variant)
-    device = "cuda" if _has_gpu() else "cpu"
-    return {"forward": forward, "seconds": statistics.median(seconds), "peak_bytes": peak_bytes(device),
+    with nullcontext() if memory == "cpu" else gpu_watched() as most:
+        if variant == "forward":
+            seconds = [time_forward(model, cond, latent)]
+        elif variant.startswith("ours"):
+            seconds = time_ours(model, clip, vae, cond, latent, steps, "checkpointed" in variant)
+        else:
+            seconds = time_native(model, cond, latent, steps, "bypass" in variant, "fp32" if memory == "cpu" else "bf16")
+    return {"forward": forward, "seconds": statistics.median(seconds), "peak_bytes": peak_bytes() if memory == "cpu" else most[0],
             "weight_bytes": sum(p.numel() * p.element_size() for p in model.model.diffusion_model.parameters())}
 
 
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+def has_gpu(python: Path) -> bool:
+    asked = subprocess.run([str(python), "-c", "import torch; print(torch.cuda.is_available())"], stdout=subprocess.PIPE, text=True, check=True)
+    return asked.stdout.strip() == "True"
 
 
 def time_forward(model, cond, latent, repeats: int = 4) -> float:
@@ -89,10 +92,11 @@ def time_ours(model, clip, vae, cond, latent, steps: int, checkpointing: bool) -
         backend = ComfyBackend(model, clip, vae)
         # what TrainLoraNode trains: every linear and convolution layer
         adapter = Adapter.create(backend.components(), {"unet": ["all-linear"]}, rank=RANK, alpha=RANK, conv_rank=RANK)
+        adapter.to(backend.device)
         optimizer = torch.optim.AdamW(adapter.parameters(), lr=5e-4)
         z0 = model.model.process_latent_in(latent).clone().to(backend.device)
         given = {"hidden_BLD": cond[0][0].clone().float()}
-        size = torch.tensor([[256.0, 256, 0, 0, 256, 256]])
+        size = torch.tensor([[8.0 * latent.shape[2], 8.0 * latent.shape[3], 0, 0, 8.0 * latent.shape[2], 8.0 * latent.shape[3]]])
         backend.set_checkpointing(checkpointing)
         times = []
         with backend.borrow(), adapter.attached(backend.components()):
@@ -108,7 +112,7 @@ def time_ours(model, clip, vae, cond, latent, steps: int, checkpointing: bool) -
     return times[1:]
 
 
-def time_native(model, cond, latent, steps: int, bypass: bool) -> list[float]:
+def time_native(model, cond, latent, steps: int, bypass: bool, dtype: str) -> list[float]:
     """TrainLoraNode with its own defaults, but for batch, rank and number of steps; a step ends when the node counts it."""
     import comfy_extras.nodes_train as native
     import torch
@@ -121,7 +125,6 @@ def time_native(model, cond, latent, steps: int, bypass: bool) -> list[float]:
         def update_absolute(self, *values): ...
 
     native.ProgressBar = Bar
-    dtype = "bf16" if _has_gpu() else "fp32"
     with torch.inference_mode():
         native.TrainLoraNode.execute(
             model=[model], latents=[{"samples": latent}], positive=[cond], batch_size=[1], grad_accumulation_steps=[1], steps=[steps],
@@ -141,18 +144,18 @@ def _now(device) -> float:
 
 
 def run(options: argparse.Namespace) -> dict:
-    results = {}
+    results, memory = {}, options.memory if has_gpu(options.python) else "cpu"
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = options.checkpoint or Path(folder) / "random.safetensors"
         if not options.checkpoint:
             write_random(checkpoint, options.small)
         for variant in options.variants:
             command = [str(options.python), str(Path(__file__).resolve()), "--worker", variant, "--comfy", str(options.comfy), "--checkpoint", str(checkpoint),
-                       "--side", str(options.side), "--steps", str(options.steps)]
+                       "--side", str(options.side), "--steps", str(options.steps), "--memory", memory]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results[variant] = json.loads(done.stdout.splitlines()[-1])
             results[variant]["ratio"] = results[variant]["seconds"] / (2 * results[variant]["forward"])
-    return {"bench": "comfy", "picture": options.side, "batch": 1, "rank": RANK, "steps": options.steps, "variants": results}
+    return {"bench": "comfy", "picture": options.side, "batch": 1, "rank": RANK, "steps": options.steps, "memory": memory, "variants": results}
 
 
 def write_random(path: Path, small: bool) -> None:
@@ -165,7 +168,7 @@ def write_random(path: Path, small: bool) -> None:
 
 
 def report(result: dict) -> str:
-    lines = [f"{result['picture']}x{result['picture']}, batch 1, rank {result['rank']}, {result['steps']} steps", "",
+    lines = [f"{result['picture']}x{result['picture']}, batch 1, rank {result['rank']}, {result['steps']} steps, memory: {result['memory']}", "",
              "| | seconds | ratio to 2 x forward | peak memory, GB |", "|---|---|---|---|"]
     for name, one in result["variants"].items():
         ratio = "" if name == "forward" else f"{one['ratio']:.2f}"
@@ -182,13 +185,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=256, help="pixels (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, help="steps per variant, the first is not counted (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), help="what to measure (default: everything)")
+    parser.add_argument("--memory", choices=("dynamic", "highvram", "cpu"), default="dynamic", help="how ComfyUI manages a GPU's memory (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--worker", choices=list(VARIANTS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if not options.comfy or not (options.worker or options.python):
         parser.error("--comfy and --python are needed, or COMFYUI_DIR and COMFYUI_PYTHON")
     if options.worker:
-        print(json.dumps(worker(options.worker, options.comfy, options.checkpoint, options.side, options.steps)))
+        print(json.dumps(worker(options.worker, options.comfy, options.checkpoint, options.side, options.steps, options.memory)))
         return 0
     result = run(options)
     print(json.dumps(result) if options.json else report(result))

@@ -2,6 +2,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from contextlib import contextmanager
+from typing import Iterator
 
 
 def peak_bytes(device: str = "cpu") -> int:
@@ -16,6 +19,27 @@ def peak_bytes(device: str = "cpu") -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, the others KiB
+
+
+@contextmanager
+def gpu_watched(every: float = 0.005) -> Iterator[list[int]]:
+    """The most bytes of the GPU that were in use meanwhile, by whatever allocator, in the list that is given; looked at `every` so many seconds."""
+    import torch
+
+    most, over = [0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(every):
+            free, total = torch.cuda.mem_get_info()
+            most[0] = max(most[0], total - free)
+
+    watcher = threading.Thread(target=look, daemon=True)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _windows_peak() -> int:
