@@ -71,6 +71,24 @@ def test_nothing_is_wider_than_the_window(shared_server, open_page, filled, lang
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (screen, width)
 
 
+def test_nothing_is_wider_before_the_page_has_measured_its_new_width(shared_server, browser, open_page, filled):
+    """A page that never learns of the change stands for each moment before it does, on a machine however slow."""
+    context = browser.new_context(viewport={"width": 1600, "height": 800})
+    context.set_default_timeout(60_000)
+    context.add_init_script("window.ResizeObserver = class { observe() {} disconnect() {} };")
+    try:
+        page = open_filled(shared_server, open_page, filled, context=context)
+        for screen in SCREENS:
+            page.set_viewport_size({"width": 1600, "height": 800})
+            until(page, "innerWidth === 1600")
+            show(page, screen)
+            page.set_viewport_size({"width": 380, "height": 800})
+            until(page, "innerWidth === 380")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 380, screen
+    finally:
+        context.close()
+
+
 def background(page) -> float:
     """How light the page is, from 0 to 1."""
     red, green, blue = map(float, page.evaluate("getComputedStyle(document.querySelector('.card')).backgroundColor.match(/[\\d.]+/g).slice(0, 3)"))

@@ -180,7 +180,9 @@ function Grid({ gallery, pictures, found, selected, onSelect, showCut, onOpen, o
   const rows = Math.ceil(pictures.length / columns);
   const from = Math.max(0, Math.floor(view.top / rowHeight) - SPARE_ROWS);
   const to = Math.min(rows, Math.ceil((view.top + view.height) / rowHeight) + SPARE_ROWS);
-  const width = (view.width - GAP * (columns - 1)) / columns;
+  // shares of the box, not pixels: until a change of the window is measured, the cells are narrower and never outside of it
+  const left = (column) => `calc((100% + ${GAP}px) * ${column / columns})`;
+  const width = `calc((100% - ${GAP * (columns - 1)}px) / ${columns})`;
   const go = (index, part = "picture") => {
     const next = Math.min(pictures.length - 1, Math.max(0, index));
     setFocus(next);
@@ -209,7 +211,7 @@ function Grid({ gallery, pictures, found, selected, onSelect, showCut, onOpen, o
   };
   const cells = [];
   for (let i = from * columns; i < Math.min(to * columns, pictures.length); i++) {
-    const style = { left: `${(i % columns) * (width + GAP)}px`, top: `${Math.floor(i / columns) * rowHeight}px`, width: `${width}px`, height: `${CELL_HEIGHT}px` };
+    const style = { left: left(i % columns), top: `${Math.floor(i / columns) * rowHeight}px`, width, height: `${CELL_HEIGHT}px` };
     cells.push(html`<${Cell} key=${pictures[i].file} index=${i} all=${pictures.length} gallery=${gallery} one=${pictures[i]} found=${found[pictures[i].file]} style=${style} showCut=${showCut}
       caption=${captionOf(gallery.folder, pictures[i])} isSelected=${selected.has(pictures[i].file)} isFocus=${i === focus} onKey=${key} onSelect=${select} onGo=${go} onOpen=${onOpen} />`);
   }
