@@ -79,19 +79,21 @@ class World:
 
     def new_facts(self, count: int) -> list[tuple[str, str, int]]:
         """`count` facts of new people: (name, relation, the wording that is trained)."""
+        rng = random.Random("wordings")
         everything = [(name, relation) for name in self.new for relation in RELATIONS]
-        return [(name, relation, number % WORDINGS) for number, (name, relation) in enumerate(everything[:count])]
+        return [(name, relation, rng.randrange(WORDINGS)) for name, relation in everything[:count]]
 
 
 def make_tokenizer(texts: Iterable[str], vocabulary: int = 1024) -> Any:
     """Byte-level BPE on `texts`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["<s>", "</s>", "<pad>"], show_progress=False,
                                                        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 0)])  # as LLaMA's does
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     tokenizer.chat_template = TEMPLATE
     return tokenizer

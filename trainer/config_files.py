@@ -15,10 +15,12 @@ import yaml
 
 from .config import TrainConfig, without_effect
 from .kohya_keys import translate
+from .llm.base_folder import is_language_base
 from .settings import nearest, shown
 
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 MAX_BYTES = 1_000_000
+ONLY_HERE = "and language models are trained by `python train.py --config`; here pictures are trained"
 WINDOWS_PATHS = "write Windows paths with / or in single quotes"
 
 
@@ -31,9 +33,10 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), text: str | Non
     """
     values, given = read_values(path, text), dict(parse_override(override) for override in overrides)
     try:
-        for settings in (values, given):
-            check_task(settings.pop("task", None))
+        for tasks in (values, given):
+            check_task(tasks.pop("task", None))
         settings, warnings = translate(values)
+        check_base(settings.get("base_model"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     changed, more = translate(given, whole_file=False)
@@ -63,8 +66,14 @@ def check_task(task: Any) -> None:
     if task is None or isinstance(task, str) and task.strip().lower() in ("", "image"):
         return
     if isinstance(task, str) and task.strip().lower() == "llm":
-        raise ValueError("task is llm, and language models are trained by `python train.py --config`; here pictures are trained")
+        raise ValueError(f"task is llm, {ONLY_HERE}")
     raise ValueError(f"task is {shown(task)} but must be one of image, llm; change it, or remove it to let the base model decide")
+
+
+def check_base(base: Any) -> None:
+    """ValueError for the folder of a language model."""
+    if isinstance(base, str) and base and is_language_base(base):
+        raise ValueError(f"base_model is {base}, a language model, {ONLY_HERE}")
 
 
 def parse_override(override: str) -> tuple[str, Any]:

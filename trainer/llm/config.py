@@ -32,6 +32,8 @@ class LanguageConfig(CheckedSettings):
         "Records that are not trained but measured: the LoRA that knows them best becomes the result."))
     general_data_dir: str | None = setting(None, form="a path", help=(
         "Texts of the general kind that the model should not forget; their perplexity is measured before and after the training."))
+    general_share: float = setting(0.0, minimum=0, maximum=0.95, unit="share", help=(
+        "Share of texts from general_data_dir among what is trained, so that the model forgets less; a tenth of them is kept for measuring."))
     validation: bool = setting(False, help=(
         "From 20 records on, hold a tenth of them back and measure on them; the LoRA of the best step becomes the result."))
     chat_template: str = setting("auto", choices=("auto", "alpaca", "plain"), pattern=r".+\.(jinja2?|j2)", form="a .jinja file", help=(
@@ -130,6 +132,7 @@ def without_effect(config: LanguageConfig) -> list[str]:
              ("dora", config.init_lora is not None, "the adapter of init_lora stays what it is"),
              ("patience", not (config.measures and config.early_stop), "set validation: true or eval_data_dir, and early_stop: true"),
              ("eval_steps", not (config.measures or config.general_data_dir), "set validation: true, eval_data_dir or general_data_dir"),
+             ("general_share", config.general_data_dir is None, "set general_data_dir"),
              ("preview_prompts", config.preview_steps == 0, "set preview_steps to get previews"),
              ("preview_max_tokens", config.preview_steps == 0, "set preview_steps to get previews"))
     definitions = LanguageConfig.definitions()

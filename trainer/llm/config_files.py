@@ -75,6 +75,7 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings under our own names, and one sentence for each that had another; ValueError for an unknown one or two for one."""
     definitions = LanguageConfig.definitions()
     settings: dict[str, Any] = {}
+    keys: dict[str, str] = {}
     warnings = []
     for key, value in values.items():
         if key not in definitions and key not in ALIASES:
@@ -83,8 +84,8 @@ def translate(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         if not name:
             continue
         if name in settings:
-            raise ValueError(f"{key} means {name}, which is set too; remove one of the two")
-        settings[name] = value
+            raise ValueError(f"{keys[name]} and {key} both set {name}; remove one of the two")
+        settings[name], keys[name] = value, key
         if key not in definitions:
             warnings.append(f"{key} is read as {name}")
     return settings, warnings

@@ -60,7 +60,13 @@ def read_material(config: LanguageConfig) -> Material:
         measured = _measured("eval_data_dir", _others(config.eval_data_dir, "eval_data_dir", problems), tokenizer, config, problems)
     general = None
     if config.general_data_dir:
-        general = _measured("general_data_dir", _others(config.general_data_dir, "general_data_dir", problems), tokenizer, config, problems)
+        others = _others(config.general_data_dir, "general_data_dir", problems)
+        if config.general_share:
+            replayed, others = replay(tokenizer, others, len(train.samples), config)
+            train.samples += replayed.samples
+            problems += replayed.problems
+            report.append(f"{len(replayed.samples)} general samples are trained as well, {len(replayed.samples) / len(train.samples):.0%} of all")
+        general = _measured("general_data_dir", others, tokenizer, config, problems)
     rows = pack(train.samples, config.max_length) if config.packing else [[sample] for sample in train.samples]
     if config.packing:
         report.append(f"packed into {len(rows)} rows of up to {config.max_length} tokens, which are "
@@ -79,6 +85,28 @@ def split(records: list[Record], seed: int) -> tuple[list[Record], list[Record]]
                          "or give others as eval_data_dir")
     chosen = set(random.Random(f"held out {seed}").sample(range(len(records)), max(2, len(records) // 10)))
     return [r for number, r in enumerate(records) if number not in chosen], [r for number, r in enumerate(records) if number in chosen]
+
+
+def replay(tokenizer: Any, records: list[Record], new: int, config: LanguageConfig) -> tuple[Samples, list[Record]]:
+    """General samples that are trained beside `new` others (replay against forgetting, 2403.08763), and the records that are left to measure.
+
+    A tenth of the records is left, and at least 20; where the others do not make up `general_share`, all of them are taken. ValueError
+    for too few.
+    """
+    if len(records) < 2 * LEAST_FOR_VALIDATION:
+        raise ValueError(f"general_share is {config.general_share:g}, but general_data_dir has only {len(records)} records, of which {LEAST_FOR_VALIDATION} are "
+                         f"kept for measuring; give at least {2 * LEAST_FOR_VALIDATION}, or set general_share: 0")
+    shuffled = random.Random(f"general {config.seed}").sample(records, len(records))
+    kept = max(LEAST_FOR_VALIDATION, len(records) // 10)
+    wanted = round(new * config.general_share / (1 - config.general_share))
+    found = Samples()
+    for record in shuffled[kept:]:
+        if len(found.samples) >= wanted:
+            break
+        more = tokenize(tokenizer, [record], config.max_length, config.answer_only)
+        found.samples += more.samples[: wanted - len(found.samples)]
+        found.problems += more.problems
+    return found, shuffled[:kept]
 
 
 def questions(records: list[Record]) -> list[str]:

@@ -83,10 +83,9 @@ def linear_layers(model: Any) -> list[str]:
 
 def add_adapter(model: Any, config: LanguageConfig) -> Any:
     """The base with a new LoRA, or with the one of `init_lora`, ready to train; its weights are in float32. ValueError for layers that are not there."""
-    from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+    from peft import LoraConfig, PeftModel, get_peft_model
 
-    if config.load_in:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    model.config.use_cache = False  # of no use in training, and with a cache transformers would not keep packed samples apart
     if config.init_lora:
         return _continued(model, config, PeftModel)
     targets: Any = config.target_modules

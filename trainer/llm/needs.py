@@ -43,9 +43,9 @@ def weights_on_paper(folder: Path, dtype: torch.dtype, load_in: str | None) -> i
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
     count = sum(parameter.numel() for parameter in model.parameters())
-    embeddings = sum(parameter.numel() for parameter in model.get_input_embeddings().parameters())
+    ends = {id(p): p.numel() for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None for p in layer.parameters()}
     width = dtype.itemsize
-    return int(count * width if load_in is None else (count - embeddings) * BITS[load_in] + embeddings * width)
+    return int(count * width if load_in is None else (count - sum(ends.values())) * BITS[load_in] + sum(ends.values()) * width)
 
 
 def check_fits(folder: Path, weights: int, device: torch.device, config: LanguageConfig) -> None:
@@ -79,7 +79,14 @@ def measure(model: Any, rows: Any, config: LanguageConfig, collate: Any, device:
         model.train(was_training)
     logits = tokens * model.config.get_text_config().vocab_size * 4  # their gradient, beside what was kept of them
     per_token = (kept + logits) / tokens
-    return Needs(sum(weights.values()) - 4 * trained, trained * ADAM, int(per_token * longest * config.batch_size), seconds)
+    return Needs(sum(weights.values()) - 4 * trained, trained * ADAM, int(per_token * longest * config.batch_size) + _restored(model), seconds)
+
+
+def _restored(model: Any) -> int:
+    """Bytes of the largest layer in full width, which bitsandbytes makes of its fewer bits while that layer computes."""
+    counts = [p.shape[0] * p.shape[1] if type(p).__name__ == "Int8Params" else p.quant_state.shape.numel() for p in model.parameters()
+              if type(p).__name__ == "Int8Params" or getattr(p, "quant_state", None) is not None]
+    return 2 * max(counts, default=0)
 
 
 def _kept(model: Any, batch: dict[str, torch.Tensor], weights: dict[int, int]) -> int:

@@ -63,10 +63,10 @@ def read_records(source: str | Path, setting: str = "train_data_dir") -> Records
                 found.records.append(_record(content, place))
             except ValueError as error:
                 found.problems.append(f"{place}: {error}")
+    if not found.records and found.problems:
+        raise ValueError(f"{setting} is {source}, where {len(found.problems)} of {len(found.problems)} records cannot be used; the first: {found.problems[0]}")
     if not found.records:
-        why = f"; the first: {found.problems[0]}" if found.problems else ""
-        raise ValueError(f"{setting} is {source}, where {len(found.problems) or 'no'} record{'s' * (len(found.problems) != 1)} "
-                         f"{'cannot be used and none can' if found.problems else 'was found'}{why}")
+        raise ValueError(f"{setting} is {source}, which has no record; write records with {FORMS}")
     return found
 
 

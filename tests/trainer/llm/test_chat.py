@@ -1,0 +1,116 @@
+"""From a record to a text by a chat template, and which characters of it are answers; templates are written in the manner of the families'."""
+from __future__ import annotations
+
+import pytest
+
+from hotlora.trainer.llm.chat import choose_template, prompt_text, render_record
+from hotlora.trainer.llm.records import Record
+
+LLAMA3 = ("{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim "
+          "+ '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}")
+CHATML = ("{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{%- endfor %}"
+          "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
+QWEN3 = ("{%- for message in messages %}{%- set content = message.content %}{%- if message.role == 'assistant' and loop.last %}"
+         "{{- '<|im_start|>assistant\n<think>\n\n</think>\n\n' + content + '<|im_end|>\n' }}{%- else %}"
+         "{{- '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}{%- endif %}{%- endfor %}"
+         "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
+MISTRAL = ("{{- bos_token }}{%- for message in messages %}{%- if message.role == 'user' %}{{- '[INST] ' + message.content + ' [/INST]' }}"
+           "{%- elif message.role == 'assistant' %}{{- ' ' + message.content + eos_token }}{%- endif %}{%- endfor %}")
+GEMMA = ("{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}"
+         "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+         "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
+         "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+TWO_TURNS = (("user", "Who?"), ("assistant", "Ann."), ("user", "Where?"), ("assistant", "In Rome."))
+
+
+def record(*pairs, learned_from=0):
+    return Record("a.jsonl, line 1", "messages", tuple({"role": role, "content": content} for role, content in pairs), learned_from=learned_from)
+
+
+@pytest.fixture
+def tokenizer(base, tokenizer_of):
+    return tokenizer_of(base)
+
+
+def answers(tokenizer, what):
+    rendered = render_record(tokenizer, what)
+    return [rendered.text[begin:end] for begin, end in rendered.answers]
+
+
+@pytest.mark.parametrize("template, expected", [
+    (LLAMA3, ["Ann.<|eot_id|>", "In Rome.<|eot_id|>"]),
+    (CHATML, ["Ann.<|im_end|>", "In Rome.<|im_end|>"]),
+    (MISTRAL, [" Ann.</s>", " In Rome.</s>"]),
+    (GEMMA, ["Ann.<end_of_turn>", "In Rome.<end_of_turn>"]),
+])
+def test_answers_are_found_with_the_token_that_ends_them(tokenizer, template, expected):
+    tokenizer.chat_template = template
+    assert [text.rstrip() for text in answers(tokenizer, record(*TWO_TURNS))] == expected
+
+
+def test_a_template_that_shows_earlier_answers_in_another_way(tokenizer):
+    """Qwen3 puts an empty thought before the last answer only."""
+    tokenizer.chat_template = QWEN3
+    first, last = answers(tokenizer, record(*TWO_TURNS))
+    assert first.startswith("Ann.") and last.rstrip().endswith("In Rome.<|im_end|>")
+    assert "Where" not in first and "Where" not in last
+
+
+def test_answers_before_the_one_to_learn_do_not_count(tokenizer):
+    tokenizer.chat_template = CHATML
+    assert [text.rstrip() for text in answers(tokenizer, record(*TWO_TURNS, learned_from=3))] == ["In Rome.<|im_end|>"]
+
+
+def test_the_same_words_in_question_and_answer(tokenizer):
+    tokenizer.chat_template = CHATML
+    what = record(("user", "Say Ann."), ("assistant", "Ann."), ("user", "Ann."), ("assistant", "Ann."))
+    rendered = render_record(tokenizer, what)
+    assert [begin for begin, _ in rendered.answers] == [rendered.text.index("assistant\nAnn.") + 10, rendered.text.rindex("assistant\nAnn.") + 10]
+
+
+def test_a_system_message_goes_to_the_user_where_the_template_has_no_place_for_it(tokenizer):
+    tokenizer.chat_template = GEMMA
+    rendered = render_record(tokenizer, record(("system", "Be brief."), ("user", "Who?"), ("assistant", "Ann.")))
+    assert rendered.text == "<s><start_of_turn>user\nBe brief.\n\nWho?<end_of_turn>\n<start_of_turn>model\nAnn.<end_of_turn>\n"
+
+
+def test_a_conversation_that_the_template_refuses_is_one_sentence(tokenizer):
+    tokenizer.chat_template = GEMMA
+    with pytest.raises(ValueError, match="does not take this conversation .*must alternate.*set chat_template: alpaca"):
+        render_record(tokenizer, record(("user", "a"), ("user", "b"), ("assistant", "c")))
+
+
+def test_which_template_is_taken(tokenizer, tmp_path):
+    own = tokenizer.chat_template
+    asked, text = record(*TWO_TURNS), Record("a", "text", text="x")
+    assert choose_template(tokenizer, "auto", [text]) is None
+    assert choose_template(tokenizer, "auto", [asked]) == "the model's own" and tokenizer.chat_template == own
+    tokenizer.chat_template = None
+    assert choose_template(tokenizer, "auto", [asked]) == "alpaca"
+    assert render_record(tokenizer, asked).text == ("<s>### Instruction:\nWho?\n\n### Response:\nAnn.</s>\n\n"
+                                                    "### Instruction:\nWhere?\n\n### Response:\nIn Rome.</s>")
+    assert answers(tokenizer, asked) == ["Ann.</s>", "In Rome.</s>"]
+    tokenizer.chat_template = None
+    assert choose_template(tokenizer, "auto", [Record("a", "prompt", asked.messages[:2])]) == "plain"
+    file = tmp_path / "my.jinja"
+    file.write_text(CHATML, encoding="utf-8")
+    assert choose_template(tokenizer, str(file), [asked]) == str(file) and "im_start" in render_record(tokenizer, asked).text
+
+
+@pytest.mark.parametrize("content, expected", [(None, "cannot be read"), ("{% if %}", "cannot be used"), (b"\xff\xfe\xff", "cannot be read")])
+def test_a_template_that_cannot_be_used_is_one_sentence(tokenizer, tmp_path, content, expected):
+    file = tmp_path / "my.jinja"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"chat_template is .*my.jinja, which {expected}"):
+        choose_template(tokenizer, str(file), [record(*TWO_TURNS)])
+
+
+def test_without_a_template_prompt_and_completion_stay_as_they_are(tokenizer):
+    """The space goes to the word behind it, as tokens have it, in training as in answering."""
+    tokenizer.chat_template = None
+    asked = Record("a", "prompt", record(("user", "The sky is "), ("assistant", "blue.")).messages)
+    choose_template(tokenizer, "auto", [asked])
+    rendered = render_record(tokenizer, asked)
+    assert rendered.text == "<s>The sky is blue.</s>" and answers(tokenizer, asked) == [" blue.</s>"]
+    assert prompt_text(tokenizer, "The sky is ") == "<s>The sky is"
