@@ -70,7 +70,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for layer in adapter.layers.values():
-            layer.up.normal_(0, 0.02, generator=generator)
+            layer.up.copy_(torch.randn(layer.up.shape, generator=generator) * 0.02)
     adapter.to(backend.device)
     objective = Objective(TrainConfig(train_data_dir="x", min_snr_gamma=0), backend.prediction)
     captions = ["a photo of sks", "a red star, " * 40, "", "猫 on a mat, " * 20]

