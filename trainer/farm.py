@@ -17,6 +17,7 @@ from typing import Any, Callable
 
 from .config import TrainConfig
 from .config_files import load_config
+from .farms import STATE
 from .gallery_files import existing_folder
 from .hosts.standalone import pick_device
 from .job_settings import name_of
@@ -24,7 +25,7 @@ from .output_files import write_atomically
 from .progress_file import read_progress, write_progress
 
 log = logging.getLogger(__name__)
-STATE, STOP, LOCK = "farm.json", "farm.stop", "farm.lock"
+STOP, LOCK = "farm.stop", "farm.lock"
 ROOT = Path(__file__).resolve().parent.parent
 FREE = ("output_dir", "lora_dir", "cache_dir", "device", "save_steps", "state_minutes", "preview_steps", "preview_prompts", "preview_seed",
               "preview_guidance", "tensorboard", "log_every")
@@ -141,11 +142,11 @@ class Farm:
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / STOP).unlink(missing_ok=True)
         waiting = [job for job in self.jobs if place(job)]
-        self._tell(look)
+        self.tell(look)
         if waiting:
             with _Ray(self.address) as ray:
                 self._work(ray, waiting, look)
-        return self._tell(look, finished=True)
+        return self.tell(look, finished=True)
 
     def _work(self, ray: Any, waiting: list[Job], look: Callable[[list[dict[str, Any]]], None]) -> None:
         # a device that Ray does not count, such as Apple's, is given to one job after the other
@@ -164,7 +165,7 @@ class Farm:
             done, _ = ray.wait(list(pending), timeout=0.5)
             for reference in done:
                 self._end(ray, pending.pop(reference), reference)
-            self._tell(look)
+            self.tell(look)
 
     def _cancel(self, ray: Any, pending: dict[Any, Job]) -> None:
         """What still waits for a device is taken out of Ray's queue; runs see the file by themselves."""
@@ -183,7 +184,7 @@ class Farm:
             why = f"its worker died {read_progress(job.progress).get('attempts', 0)} times ({_first_line(error)}); the same command goes on from its newest state"
             write_progress(job.progress, status="failed", message=why, seconds_left=None)
 
-    def _tell(self, look: Callable[[list[dict[str, Any]]], None], finished: bool = False) -> list[dict[str, Any]]:
+    def tell(self, look: Callable[[list[dict[str, Any]]], None], finished: bool = False) -> list[dict[str, Any]]:
         told = [job.told() for job in self.jobs]
         state = {"started": self.started, "updated": time.time(), "finished": finished, "out": str(self.out), "jobs": told}
         write_atomically(self.out / STATE, json.dumps(state, ensure_ascii=False, indent=1).encode("utf-8", "replace"))

@@ -56,6 +56,8 @@ export function upload(folder, file, name) {
   return call("POST", "gallery/upload", { folder, file: name }, { body: file, headers: { "Content-Type": "application/octet-stream" } });
 }
 
+export const importLora = (file) => call("POST", "loras/import", { file: file.name }, { body: file, headers: { "Content-Type": "application/octet-stream" } });
+
 export const jobPath = (id, rest = "") => `jobs/${encodeURIComponent(id)}${rest}`;
 export const previewUrl = (id, file) => address(jobPath(id, `/previews/${encodeURIComponent(file)}`));
 export const pictureUrl = (folder, file, size, version) => address("gallery/picture", { folder, file, size, v: version });

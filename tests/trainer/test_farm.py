@@ -287,3 +287,18 @@ def test_settings_of_a_job_are_those_of_its_file(settings, tmp_path):
     changed = {key for key in config.to_dict() if config.to_dict()[key] != before.to_dict()[key]}
     assert changed == {"output_dir", "lora_dir", "cache_dir"}
     assert Farm([job], tmp_path).retries == 3
+
+
+def test_farms_are_listed_with_their_jobs(settings, tmp_path):
+    from hotlora.trainer.farms import list_farms
+
+    home = tmp_path / "home"
+    jobs = read_jobs([settings("a.yaml")], home / "night")
+    assert place(jobs[0])
+    Farm(jobs, home / "night").tell(lambda told: None)
+    for name, content in (("damaged", "{"), ("odd", '{"updated": 1, "finished": true, "jobs": [{"status": "x"}]}'), ("none", '{"updated": 1, "finished": true, "jobs": null}')):
+        (home / name).mkdir()
+        (home / name / "farm.json").write_text(content)
+    [found] = list_farms(home)
+    assert found["name"] == "night" and found["going"] and not found["finished"] and found["jobs"] == [{"name": "a", "status": "queued", "step": 0, "total_steps": 0, "message": "", "attempts": 0}]
+    assert list_farms(tmp_path / "nowhere") == []

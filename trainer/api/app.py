@@ -13,7 +13,7 @@ from ..gallery_edit import Occupied
 from ..host import Host
 from ..jobs import JobQueue, NoSuchJob, NotNow
 from ..output_files import OutputError
-from . import bundle_routes, caption_routes, drawing_routes, gallery_routes, info_routes, job_routes, lora_routes
+from . import bundle_routes, caption_routes, drawing_routes, farm_routes, gallery_routes, info_routes, job_routes, lora_routes
 from .guard import Policy, check_login, check_origin
 from .messages import ApiError, Request, Response, as_json
 from .routes import Route
@@ -24,7 +24,8 @@ PREFIX = "/hotlora"
 
 
 def all_routes() -> list[Route]:
-    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *caption_routes.ROUTES, *job_routes.ROUTES, *bundle_routes.ROUTES, *lora_routes.ROUTES, *drawing_routes.ROUTES, *page_routes()]
+    return [*info_routes.ROUTES, *gallery_routes.ROUTES, *caption_routes.ROUTES, *job_routes.ROUTES, *bundle_routes.ROUTES, *lora_routes.ROUTES, *drawing_routes.ROUTES,
+            *farm_routes.ROUTES, *page_routes()]
 
 
 class Api:

@@ -4,6 +4,7 @@ import { html, toast, useStore } from "../store.js";
 import { post } from "../api.js";
 import { changeMore, formFrom, getForm, same, settingsOf, spread, useForm } from "../form.js";
 import { said, settingHelp, settingName, settingUnit, t } from "../i18n.js";
+import { Exported, exportJob } from "./bundle.js";
 import { Icon, Problem } from "./parts.js";
 
 // A setting that no group names comes under "other", so that a new one is never missing.
@@ -33,6 +34,17 @@ export function Advanced({ told, where, wasOpened }) {
   const form = useForm();
   const [wanted, setWanted] = useState("");
   const [error, setError] = useState(null);
+  const [exported, setExported] = useState(null);
+  const send = async () => {
+    setError(null);
+    setExported(null);
+    try {
+      const settings = settingsOf(form);
+      setExported(await exportJob("bundles", { settings: told ? spread(settings, told.steps) : settings, preset: form.preset }));
+    } catch (problem) {
+      setError(problem);
+    }
+  };
   const changed = Object.keys(form.more).length;
   const fits = (one) => !wanted || `${one.name} ${settingName(one)} ${settingHelp(one)}`.toLowerCase().includes(wanted.toLowerCase());
   const groups = groupsOf(settings).map(([group, members]) => [group, members.filter(fits)]).filter(([, members]) => members.length);
@@ -41,9 +53,11 @@ export function Advanced({ told, where, wasOpened }) {
       <label class="search"><${Icon} name="search" /><span class="hidden">${t("advanced.search")}</span>
         <input type="search" placeholder=${t("advanced.search")} value=${wanted} onInput=${(event) => setWanted(event.target.value)} /></label>
       <${SettingsFile} settings=${settings} onError=${setError} />
+      <button type="button" class="link" title=${t("bundle.exportHint")} onClick=${send}>${t("bundle.export")}</button>
       ${changed > 0 && html`<button type="button" class="link" onClick=${() => resetAll(form.more)}>${t("advanced.resetAll")}</button>`}
     </div>
     <${Problem} error=${error} onClose=${() => setError(null)} />
+    <${Exported} told=${exported} onClose=${() => setExported(null)} />
     ${groups.map(([group, members]) => html`<${Group} key=${group} group=${group} members=${members} more=${form.more} told=${told} isOpen=${Boolean(wanted)} />`)}
     ${settings.length > 0 && groups.length === 0 && html`<p class="hint">${t("advanced.noneFits")}</p>`}
   </details>`;

@@ -5,6 +5,8 @@ import { fromServer, jobPath, post } from "../api.js";
 import { formFrom } from "../form.js";
 import { number, said, t, when } from "../i18n.js";
 import { ACTIVE, loadJob, takeJob } from "../live.js";
+import { Exported, exportJob, ImportResult } from "./bundle.js";
+import { Farms } from "./farms.js";
 import { Action, Badge, Empty, Icon, Problem, Progress, progressText } from "./parts.js";
 import { LossChart } from "./loss.js";
 import { command, TryButton } from "./run.js";
@@ -15,14 +17,17 @@ export function RunsScreen() {
   const waiting = useStore((s) => s.waiting);
   const [compared, setCompared] = useState([]);
   const [error, setError] = useState(null);
+  const [exported, setExported] = useState(null);
   if (jobs === null) return html`<div class="card empty quiet" aria-busy="true"></div>`;
   const byId = new Map(jobs.map((job) => [job.id, job]));
   const queued = queue.map((id) => byId.get(id)).filter(Boolean);
   const active = jobs.filter((job) => ACTIVE.includes(job.status));
   const past = jobs.filter((job) => !ACTIVE.includes(job.status) && !queue.includes(job.id));
   const pick = (id) => setCompared((some) => (some.includes(id) ? some.filter((one) => one !== id) : [...some.slice(-1), id]));
-  if (!jobs.length) return html`<section class="card"><${Empty} icon="layers" title=${t("runs.none")}><p><a class="button primary" href="#/train">${t("nav.train")}</a></p><//></section>`;
+  const send = async (id) => setExported(await exportJob(jobPath(id, "/bundle")));
   return html`<${Problem} error=${error} onClose=${() => setError(null)} />
+    <${Exported} told=${exported} onClose=${() => setExported(null)} />
+    ${!jobs.length && html`<section class="card"><${Empty} icon="layers" title=${t("runs.none")}><p><a class="button primary" href="#/train">${t("nav.train")}</a></p><//></section>`}
     ${waiting && queued.length > 0 && html`<p class="note card"><${Icon} name="pause" />${t("runs.waiting", { n: queued.length })}
       <${Action} kind="primary" icon="play" label=${t("runs.goOn")} onError=${setError} run=${() => command(queued[0].id, "resume")} /></p>`}
     ${(active.length > 0 || queued.length > 0) && html`<section class="card" aria-labelledby="hl-queue"><h1 id="hl-queue">${t("runs.queue")}</h1>
@@ -33,12 +38,14 @@ export function RunsScreen() {
       ${compared.length === 1 && html`<p class="hint">${t("runs.pickSecond")}</p>`}
       <${LossChart} key=${compared.join()} height=${260} runs=${compared.filter((id) => byId.has(id)).map((id) => ({ id, name: runName(byId.get(id)) }))} /></section>`}
     ${past.length > 0 && html`<section class="card" aria-labelledby="hl-history"><h1 id="hl-history">${t("runs.history")}</h1>
-      <ul class="job-list">${past.map((job) => html`<${Row} key=${job.id} job=${job} onError=${setError} compared=${compared.includes(job.id)} onCompare=${pick} />`)}</ul></section>`}`;
+      <ul class="job-list">${past.map((job) => html`<${Row} key=${job.id} job=${job} onError=${setError} compared=${compared.includes(job.id)} onCompare=${pick} onExport=${send} />`)}</ul></section>`}
+    <${Farms} />
+    <${ImportResult} onError=${setError} />`;
 }
 
 const runName = (job) => `${job.name} (${when(job.created)})`;
 
-function Row({ job, onError, before, after, compared, onCompare }) {
+function Row({ job, onError, before, after, compared, onCompare, onExport }) {
   const can = new Set(job.commands ?? []);
   const move = (place) => () => command(job.id, "move", { before: place });
   const lora = job.lora;
@@ -57,6 +64,7 @@ function Row({ job, onError, before, after, compared, onCompare }) {
       ${can.has("again") && !ACTIVE.includes(job.status) && job.status !== "queued" && html`<${Action} icon="again" label=${t("run.again")} run=${() => command(job.id, "again")} onError=${onError} />`}
       ${onCompare && job.step > 1 && html`<button type="button" class="button" aria-pressed=${compared} onClick=${() => onCompare(job.id)}>${t("runs.curve")}</button>`}
       ${job.status !== "queued" && !ACTIVE.includes(job.status) && html`<${UseSettings} job=${job} onError=${onError} />`}
+      ${onExport && html`<${Action} compact icon="save" label=${t("bundle.exportOf", { name: job.name })} run=${() => onExport(job.id)} onError=${onError} />`}
       ${can.has("remove") && html`<${Action} compact icon="trash" label=${t("runs.remove", { name: job.name })} run=${() => removeJob(job, onError)} onError=${onError} />`}
     </div></li>`;
 }
