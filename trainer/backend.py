@@ -77,6 +77,8 @@ class Backend(Protocol):
     size_step: int
     """Sides of a picture must be multiples of this many pixels."""
     latent_channels: int
+    latent_factor: int
+    """Pixels along a side for each latent."""
     encoder_id: str
     """Changes with the weights or the scaling of the autoencoder; keys the latent cache."""
     text_id: str
@@ -132,6 +134,16 @@ class Backend(Protocol):
 
     def offload_encoders(self) -> None:
         """Move the autoencoder and the text encoders out of the device's memory; they come back when used."""
+
+    def offload_denoiser(self) -> bool:
+        """Move the denoiser out of the device's memory until it is used next; False where only the host itself does so, or nobody."""
+
+    def stream_weights(self, share: float) -> bool:
+        """While the base is borrowed this share of the denoiser's weights lies in main memory and is copied for each use; 0 is none, which
+        each `borrow` begins with. False where that cannot be had."""
+
+    def host_needs(self) -> int:
+        """Bytes of the device that the host wants to be left free for itself."""
 
     def free_memory(self) -> None:
         """Give unused memory of the device back."""

@@ -53,6 +53,7 @@ class Dataset:
         self.latents = LatentCache(folder / "latents", backend.encoder_id, partial(encode_image, backend))
         self.texts = TextCache(folder / "texts", backend.text_id, backend.encode_text)
         self.trains_text = bool(config.text_encoder_target_modules)
+        self.encodes_in_steps = self.trains_text or config.shuffle_tags
         self._loaded: dict[int, dict[str, torch.Tensor]] = {}
         self._embedded: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -70,7 +71,7 @@ class Dataset:
         turns = {content: number % parts for number, content in enumerate(dict.fromkeys(e.content_hash for e in pictures))}
         reports = {"pictures": self.latents.prepare(
             [e for e in pictures if turns[e.content_hash] == index], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
-        if not self.trains_text and not self.config.shuffle_tags:
+        if not self.encodes_in_steps:
             reports["captions"] = self.texts.prepare(sorted({
                 "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else []), *self.preserved_captions()})[index::parts])
         return reports
@@ -107,7 +108,7 @@ class Dataset:
 
     def condition(self, captions: list[str]) -> dict[str, torch.Tensor]:
         """What the denoiser is told: from the cache, or encoded now where the text encoder learns or tags are shuffled."""
-        if self.trains_text or self.config.shuffle_tags:
+        if self.encodes_in_steps:
             return self.backend.encode_text(captions, grad=self.trains_text)
         for caption in captions:
             if caption not in self._embedded:

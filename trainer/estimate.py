@@ -3,35 +3,43 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Callable
 
 import torch
 
 from .backend import Backend
+from .cache import BATCH
 from .captions.at_start import planned_captions
 from .captions.tokens import LIMIT
 from .dataset import Dataset
+from .footprint import Footprint, largest_bucket, live_peak, plan_ahead
 from .gallery_check import check_gallery
-from .needs import ADAM, BACKWARD, CHECKPOINTED, KEPT_BY_CHECKPOINTING
+from .memory import attempt, encode_image, explained
+from .needs import BACKWARD, CHECKPOINTED
 from .run import Material, epochs_of, make_adapter, total_steps
+from .session import Session
+from .validate import choose_held_out
 
 
 def dry_run(material: Material, backend: Backend) -> str:
-    """Read, measure one forward of the base at the first bucket's size, and say in words what would happen. Writes nothing."""
+    """Read, do one micro-step of the largest bucket, and say in words what would happen. Writes nothing."""
     config = material.config
-    dataset = Dataset(config, backend, material.gallery, material.prior)
     adapter = make_adapter(config, backend)
+    held_out = choose_held_out(material.gallery, None, config.seed, config.max_megapixels) if config.validation else []
+    dataset = Dataset(config, backend, material.gallery, material.prior, held_out)
     steps = total_steps(config, dataset)
+    session = Session(config, backend, dataset, adapter, name=material.name, total_steps=steps)
     buckets = Counter(dataset.sizes)
-    measured = measure_forward(backend, max(buckets, key=lambda size: size[0] * size[1]))
-    seconds = steps * dataset.order.group * measured["seconds"] * (CHECKPOINTED if config.gradient_checkpointing else BACKWARD)
-    parameters = sum(p.numel() for p in adapter.parameters())
-    activations = measured["activation_bytes"] * config.batch_size * (KEPT_BY_CHECKPOINTING if config.gradient_checkpointing else 1.0)
-    needed = measured["weight_bytes"] + parameters * ADAM + activations
+    rungs: list[str] = []
+    footprint, forward = measure_ahead(session, rungs.append)
+    seconds = steps * dataset.order.group * forward * (CHECKPOINTED if session.plan.checkpointing else BACKWARD)
     checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=LIMIT,
                             bucketing=config.bucketing, upscale=config.upscale, max_megapixels=config.max_megapixels)
     planned = planned_captions(config, (Path("models"),))
+    held = f", {len(held_out)} pictures are held out to measure with" if held_out else ""
     lines = [
         material.gallery.report(),
         checked.text(),
@@ -39,43 +47,60 @@ def dry_run(material: Material, backend: Backend) -> str:
         f"base: {backend.name} ({backend.family}) on {backend.device}",
         f"name: {material.name}, so the tag will be <lora:{material.name}:1>" + (f", trigger {config.trigger}" if config.trigger else ""),
         "buckets: " + ", ".join(f"{w}x{h} ({n})" for (w, h), n in sorted(buckets.items())),
-        f"adapter: {len(adapter.layers)} layers, {parameters:,} parameters",
-        f"steps: {steps} of {dataset.order.group} pictures each, {epochs_of(steps, dataset)} epochs",
-        f"estimated time: {duration(seconds)} (from one measured forward of {measured['seconds']:.3f} s)",
-        f"estimated memory: {needed / 1e9:.2f} GB, of which {measured['weight_bytes'] / 1e9:.2f} GB are the base and "
-        f"{activations / 1e9:.2f} GB what a step keeps for its backward",
+        f"adapter: {len(adapter.layers)} layers, {sum(p.numel() for p in adapter.parameters()):,} parameters",
+        f"steps: {steps} of {dataset.order.group} pictures each, {epochs_of(steps, dataset)} epochs{held}",
+        f"estimated time: {duration(seconds)} (from one measured forward of {forward:.3f} s)",
+        footprint.sentence(),
+        *rungs,
     ]
     if material.prior:
         lines.insert(1, f"prior preservation: {len(material.prior.examples)} pictures, weight {config.prior_loss_weight:g}")
     return "\n".join([*lines, "nothing was trained or written (--dry-run)"])
 
 
-def measure_forward(backend: Backend, size: tuple[int, int]) -> dict[str, Any]:
-    """Seconds of one forward for one picture of `size` (width, height) pixels, bytes of the weights, and bytes kept for a backward."""
+def measure_ahead(session: Session, tell: Callable[[str], None]) -> tuple[Footprint, float]:
+    """What a run would need, and the seconds of one forward for one picture, before anything is prepared."""
+    backend, dataset = session.backend, session.dataset
+    width, height = largest_bucket(dataset)
+    x_B3HW = torch.zeros(min(BATCH, dataset.config.crops * (2 if dataset.config.flip else 1)), 3, height, width)
+    condition = partial(backend.encode_text, grad=True) if dataset.trains_text else _encoded_once(backend)
+    with explained(lambda: session.plan.advice(dataset.resolution)), backend.borrow():
+        # in the order of a run: its allocator comes to the peak from there
+        encoding = live_peak(backend.device, lambda: encode_image(backend, x_B3HW))
+        condition([""])
+        if not dataset.trains_text:
+            backend.offload_encoders()
+            session.plan.encoders_away = not dataset.encodes_in_steps
+        with session.adapter.attached(backend.components()):
+            backend.set_checkpointing(session.plan.checkpointing)
+            footprint = attempt(session.plan, lambda: plan_ahead(session, tell, condition), tell=tell)
+        backend.set_checkpointing(False)
+        seconds = _forward_seconds(backend, (width, height), condition([""]))
+    return replace(footprint, encoding=encoding), seconds
+
+
+def _encoded_once(backend: Backend) -> Callable[[list[str]], dict[str, torch.Tensor]]:
+    """The texts as a run has them, which reads them from its cache."""
+    known: dict[str, dict[str, torch.Tensor]] = {}
+
+    def condition(captions: list[str]) -> dict[str, torch.Tensor]:
+        for caption in captions:
+            if caption not in known:
+                known[caption] = {key: x[0] for key, x in backend.encode_text([caption]).items()}
+        return backend.batch_text([known[caption] for caption in captions])
+
+    return condition
+
+
+def _forward_seconds(backend: Backend, size: tuple[int, int], cond: dict[str, torch.Tensor]) -> float:
     width, height = size
+    z_1CHW = torch.zeros(1, backend.latent_channels, height // backend.latent_factor, width // backend.latent_factor)
+    t_1, size_16 = torch.zeros(1, dtype=torch.long), torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
     with torch.no_grad():
-        z_1CHW = backend.encode_image(torch.zeros(1, 3, height, width))
-    cond = backend.encode_text([""])
-    t_1 = torch.zeros(1, dtype=torch.long)
-    size_16 = torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-    weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for m in backend.components().values() for p in m.parameters()}
-    with backend.borrow():
-        with torch.no_grad():
-            backend.predict(z_1CHW, t_1, cond, size_16)
-            began = time.perf_counter()
-            backend.predict(z_1CHW, t_1, cond, size_16).sum().item()
-            seconds = time.perf_counter() - began
-        kept: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in weights:
-                kept[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            backend.predict(z_1CHW.detach().requires_grad_(True), t_1, cond, size_16)
-    return {"seconds": seconds, "weight_bytes": sum(weights.values()), "activation_bytes": sum(kept.values())}
+        backend.predict(z_1CHW, t_1, cond, size_16)
+        began = time.perf_counter()
+        backend.predict(z_1CHW, t_1, cond, size_16).sum().item()
+        return time.perf_counter() - began
 
 
 def duration(seconds: float) -> str:

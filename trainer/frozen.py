@@ -56,8 +56,8 @@ def alias(x: torch.Tensor) -> torch.Tensor:
 
 
 def cast(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
-    """`x` in the dtype and on the device of `like`; no copy where it already is."""
-    return None if x is None else x.to(device=like.device, dtype=like.dtype)
+    """`x` in the dtype and on the device of `like`; no copy where it already is. A GPU copies from main memory when its work comes to it."""
+    return None if x is None else x.to(device=like.device, dtype=like.dtype, non_blocking=like.is_cuda)
 
 
 FEW_PIXELS, MANY_WEIGHTS = 64, 1 << 20

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .backend import Backend, BaseChanged
 from .config import TrainConfig
+from .footprint import Footprint
 from .gallery_files import existing_folder, printable
 from .job_settings import base_of, checked_settings, placed, with_preset
 from .job_store import Job, LossFile
@@ -133,6 +134,10 @@ class JobRun(Listener):
         self.job.step, self.job.total_steps, self.job.message = session.step, session.total_steps, ""
         self._began = time.monotonic()
         self._become("running")
+
+    def planned(self, session: Session, footprint: Footprint) -> None:
+        self.tell("log", text=footprint.sentence())
+        self._began = time.monotonic()
 
     def stepped(self, session: Session, report: StepReport) -> None:
         now, job = time.monotonic(), self.job

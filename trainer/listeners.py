@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .footprint import Footprint
 from .progress_file import ProgressFile
 from .session import Listener, Outcome, Session, StepReport
 from .validate import Measurement
@@ -32,6 +33,9 @@ class Bar(Listener):
         from tqdm import tqdm
 
         self.bar = tqdm(total=session.total_steps, initial=session.step, desc=session.name, unit="step", file=sys.stderr, dynamic_ncols=True)
+
+    def planned(self, session: Session, footprint: Footprint) -> None:
+        self.bar.write(footprint.sentence(), file=sys.stderr)
 
     def stepped(self, session: Session, report: StepReport) -> None:
         self.loss = report.loss if self.loss is None else 0.95 * self.loss + 0.05 * report.loss
@@ -99,6 +103,9 @@ class RunLog(Listener):
             self._write("warning: " + warning)
         trained = sum(p.numel() for p in session.parameters)
         self._write(f"training {len(session.adapter.layers)} layers, {trained:,} parameters, from step {session.step} to {session.total_steps}")
+
+    def planned(self, session: Session, footprint: Footprint) -> None:
+        self._write(footprint.sentence())
 
     def stepped(self, session: Session, report: StepReport) -> None:
         if report.step % session.config.log_every == 0 or report.step in (1, report.total_steps):

@@ -3,18 +3,22 @@ from __future__ import annotations
 
 import logging
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterator
 
 import torch
+
+from .offloading import saved_in_main_memory
 
 if TYPE_CHECKING:
     from .backend import Backend
     from .optimizers import EMA
+    from .packed_moments import PackedMoments
 
 log = logging.getLogger(__name__)
-_SENTENCES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+_SENTENCES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "unable to find an engine")
+"""The last one is cuDNN's, for want of room to work in."""
 FREE_SOME = "; free memory that other programs hold, or restart this one"
 """What can be done where there is nothing to give up."""
 
@@ -47,65 +51,99 @@ def explained(advice: Callable[[], str]) -> Iterator[None]:
 class Plan:
     """How a step is done. `step_down` takes the next rung of the ladder, the cheapest first.
 
-    Encoders leave the device; blocks are computed twice (gradient checkpointing, 1604.06174); a batch is done in parts, whose
-    gradients add up; what the backward needs waits in main memory. The sum over the step's samples stays what it was.
+    Blocks are computed twice (gradient checkpointing, 1604.06174); a batch is done in parts, whose gradients add up; the optimizer's
+    moments are held in 8 bits between its steps (2110.02861); what the backward needs waits in main memory; encoders leave the device
+    after each use; weights do so as well. The sum over the step's samples stays what it was.
     """
 
     def __init__(self, backend: Backend, checkpointing: bool, batch_size: int) -> None:
         self.backend, self.checkpointing, self.batch_size = backend, checkpointing, batch_size
-        self.encoders_away = self.activations_away = False
+        self.packs_moments = self.activations_away = self.encoders_away = self.denoiser_away = False
+        self.streamed = 0.0
+        self.moments: PackedMoments | None = None
         self.taken: list[str] = []
 
     def step_down(self, encoding: bool = False) -> str | None:
         """The rung that was taken, in words; None when there is none left. `encoding`: before the first step, only pictures and captions
         are worked on, and nothing but the room beside the encoders can help."""
         self.backend.free_memory()
-        rung = self._next_for_encoding() if encoding else self._next()
+        ladder = (self._send_encoders, self._send_denoiser) if encoding else (
+            self._compute_twice, self._part, self._pack_moments, self._send_activations, self._send_encoders, self._stream)
+        rung = next(filter(None, (take() for take in ladder)), None)
         if rung:
             self.taken.append(rung)
+            self.backend.free_memory()
         return rung
 
-    def _next_for_encoding(self) -> str | None:
-        if not self.encoders_away:
-            self.encoders_away = True
-            self.backend.offload_encoders()
-            return "text encoder and autoencoder leave the device between uses"
-        return None
+    def _compute_twice(self) -> str | None:
+        if self.checkpointing:
+            return None
+        try:
+            self.backend.set_checkpointing(True)
+        except ValueError as error:
+            log.info("no gradient checkpointing: %s", error)
+            return None
+        self.checkpointing = True
+        return "gradient checkpointing is on, a step takes about 1.5 times as long"
 
-    def _next(self) -> str | None:
-        if not self.encoders_away:
-            self.encoders_away = True
-            self.backend.offload_encoders()
-            return "text encoder and autoencoder leave the device between uses"
-        if not self.checkpointing:
-            try:
-                self.backend.set_checkpointing(True)
-            except ValueError as error:
-                log.info("no gradient checkpointing: %s", error)
-            else:
-                self.checkpointing = True
-                return "gradient checkpointing is on, a step takes about 1.5 times as long"
-        if self.batch_size > 1:
-            self.batch_size = (self.batch_size + 1) // 2
-            return f"a batch is done in parts of {self.batch_size}"
-        if not self.activations_away and self.backend.device.type != "cpu":
-            self.activations_away = True
-            return "what the backward needs waits in main memory, a step takes longer"
-        return None
+    def _part(self) -> str | None:
+        if self.batch_size <= 1:
+            return None
+        self.batch_size = (self.batch_size + 1) // 2
+        return f"a batch is done in parts of {self.batch_size}"
+
+    def _pack_moments(self) -> str | None:
+        if self.packs_moments or self.moments is None or not self.moments.can_pack():
+            return None
+        self.packs_moments = True
+        try:
+            self.moments.pack()
+        except Exception as error:  # they are packed after the next step then
+            if not is_out_of_memory(error):
+                raise
+        return "the optimizer's moments are held in 8 bits"
+
+    def _send_activations(self) -> str | None:
+        if self.activations_away or self.backend.device.type == "cpu":
+            return None
+        self.activations_away = True
+        return "what the backward needs waits in main memory, a step takes longer"
+
+    def _send_encoders(self) -> str | None:
+        if self.encoders_away:
+            return None
+        self.send_encoders()
+        return "text encoder and autoencoder leave the device between uses"
+
+    def send_encoders(self) -> None:
+        """As the steps do without them, or because they must."""
+        self.encoders_away = True
+        self.backend.offload_encoders()
+
+    def _send_denoiser(self) -> str | None:
+        if self.denoiser_away or not self.backend.offload_denoiser():
+            return None
+        self.denoiser_away = True
+        return "the denoiser leaves the device until the first step"
+
+    def _stream(self) -> str | None:
+        """Half of the weights at first."""
+        if self.streamed >= 1:
+            return None
+        share = 0.5 if self.streamed == 0 else 1.0
+        if not self.backend.stream_weights(share):
+            return None
+        self.streamed = share
+        return f"{'half of ' if share < 1 else ''}the base's weights wait in main memory and are copied for each use, a step takes longer"
 
     def advice(self, resolution: int) -> str:
         """What was tried and what would fit, to follow on what went wrong."""
         tried = f"; {'; '.join(self.taken)}: it was not enough" if self.taken else ""
         return f"{tried}. Set resolution lower than {resolution}, or lora_rank lower, or free memory that other programs hold"
 
-    @contextmanager
-    def keeping(self) -> Iterator[None]:
+    def keeping(self) -> ContextManager[Any]:
         """Around a forward: where what it keeps for the backward goes."""
-        if self.activations_away:
-            with torch.autograd.graph.save_on_cpu():
-                yield
-        else:
-            yield
+        return saved_in_main_memory() if self.activations_away else nullcontext()
 
 
 class Undo:
@@ -166,7 +204,7 @@ def attempt(plan: Plan, work, undo=None, tell=None, encoding: bool = False) -> A
         except Exception as error:
             if undo:
                 undo()
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error) and not isinstance(error, MemoryFull):
                 raise
             # the error must not keep what the failed attempt held while memory is given back
             traceback.clear_frames(error.__traceback__)

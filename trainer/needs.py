@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from .config import TrainConfig
+from .device_memory import memory_of
 
 ADAM = 16
 """Bytes for each trained weight: itself, its gradient and Adam's two moments, in float32."""
@@ -96,29 +96,6 @@ def speed_of(device: str) -> float:
         best = max(best, 2 * side**3 / (now - began))
         if now > until:
             return best
-
-
-def memory_of(device: torch.device) -> int | None:
-    """Bytes that the device has; None where the system does not tell."""
-    if device.type in ("cuda", "xpu"):
-        return getattr(torch, device.type).get_device_properties(device).total_memory
-    if sys.platform == "win32":
-        return _windows_memory()
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _windows_memory() -> int | None:
-    import ctypes
-
-    class Status(ctypes.Structure):
-        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong), *((name, ctypes.c_ulonglong) for name in (
-            "total", "free", "page_total", "page_free", "virtual_total", "virtual_free", "extended_free"))]
-
-    status = Status(length=ctypes.sizeof(Status))
-    return status.total if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
 
 
 @lru_cache(maxsize=500)

@@ -180,8 +180,9 @@ class EMA:
         """Inside, the parameters hold the averages; afterwards exactly what they held before."""
         with torch.no_grad():
             before = [parameter.detach().clone() for parameter in self.parameters]
-            self._write(self.averages)
         try:
+            with torch.no_grad():
+                self._write(self.averages)
             yield
         finally:
             with torch.no_grad():

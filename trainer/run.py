@@ -100,6 +100,7 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
                  f", {report.repaired} damaged and made again" if report.repaired else "")
     if not dataset.trains_text:
         backend.offload_encoders()
+        plan.encoders_away = not dataset.encodes_in_steps
     return ranks.session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
 
 

@@ -18,16 +18,19 @@ from .commands import POLL, Commands
 from .config import TrainConfig
 from .dataset import Dataset
 from .extension_points import load_function
+from .footprint import Footprint, plan_ahead
 from .lora_file import DTYPES, load_lora, save_lora, to_file_weights, to_layers, write_safetensors
 from .lora_metadata import build_metadata
 from .memory import Plan, Undo, attempt, explained, is_out_of_memory
 from .objective import Objective
 from .optimizers import EMA, make_optimizer, make_scheduler, settled
+from .packed_moments import PackedMoments
 from .peft_format import to_peft
 from .pixels import write_png
 from .preservation import preservation_loss
 from .precision import Precision, gradient_norm
 from .randomness import global_seed, hashed_seed, uniform
+from .spilling import Spilling
 from .state import load_newest_state, remove_states, save_state, step_stem
 from .turns import Turn
 from .validate import Measurement, Progress, Validation
@@ -70,6 +73,7 @@ class Listener:
     """Is told what happens in a run. Every method may be left out."""
 
     def started(self, session: Session) -> None: ...
+    def planned(self, session: Session, footprint: Footprint) -> None: ...
     def stepped(self, session: Session, report: StepReport) -> None: ...
     def saved(self, session: Session, lora: Path) -> None: ...
     def validated(self, session: Session, measurement: Measurement) -> None: ...
@@ -105,6 +109,8 @@ class Session:
         self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
         self.started_at = time.time()
         self.plan = plan or Plan(backend, config.gradient_checkpointing, config.batch_size)
+        self.moments = self.plan.moments = PackedMoments(self.optimizer)
+        self.spilling = Spilling(backend.device)
         self.validation = Validation(config, backend, dataset, self.objective, self.precision.autocast) if config.validation else None
         self.progress, self.best = Progress(), {}
         self.commands, self._stop_reason = Commands(), ""
@@ -136,8 +142,10 @@ class Session:
         self._tell("started")
         try:
             with explained(lambda: self.plan.advice(self.dataset.resolution)), Turn(self.backend, self._borrowed) as turn:
+                self._plan()
                 while not (self.is_done or self._asked_to_stop()):
-                    self._tell("stepped", self.train_step())
+                    self._tell("stepped", report := self.train_step())
+                    self._look_for_spilling(report)
                     self._validate(turn)
                     self._save_and_draw(self._due(self.config.save_steps) and self.step < self.total_steps, self._due(self.config.preview_steps))
                     self._wait_while_paused(turn)
@@ -151,6 +159,23 @@ class Session:
         self._tell("ended", outcome)
         return outcome
 
+    def _plan(self) -> None:
+        """Say what will be needed against what is free, and take rungs at once where it would not fit."""
+        if not (self.is_done or self._asked_to_stop()):
+            self._tell("planned", self._attempt(lambda: plan_ahead(self, self._lightened)))
+
+    def _lightened(self, rung: str) -> None:
+        log.warning("memory: %s", rung)
+        self._tell("lightened", rung)
+
+    def _look_for_spilling(self, report: StepReport) -> None:
+        """Memory that the driver has moved elsewhere is no error, but makes every step slow: that is answered as a full memory is."""
+        usual = self.spilling.noticed(report.seconds)
+        if usual is not None:
+            rung = self.plan.step_down() or "there is nothing left to give up" + self.plan.advice(self.dataset.resolution)
+            self._lightened(f"step {report.step} took {report.seconds:.1f} s, {usual:.1f} are usual, and the memory is full, so that some of it lies "
+                            f"elsewhere now: {rung}")
+
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
         with self._attempt(self._borrow):
@@ -161,6 +186,7 @@ class Session:
             stack.enter_context(self.backend.borrow())
             stack.enter_context(self.adapter.attached(self.backend.components()))
             self.backend.set_checkpointing(self.plan.checkpointing)
+            self.backend.stream_weights(self.plan.streamed)
             return stack.pop_all()
 
     def _attempt(self, work, undo=None) -> Any:
@@ -203,7 +229,7 @@ class Session:
 
     def _save_state(self) -> None:
         began = time.monotonic()
-        save_state(self.folder, self.name, self.step, self.state_dict())
+        save_state(self.folder, self.name, self.step, self._attempt(self.state_dict))
         self._state_written = time.monotonic()
         self._state_pause = STATE_SHARE * (self._state_written - began)
 
@@ -257,10 +283,13 @@ class Session:
         overflow_is_normal = self.precision.scaler is not None and math.isfinite(loss)
         if not math.isfinite(loss) or not (math.isfinite(norm) or overflow_is_normal):
             raise NotANumber(_advice_for_nan(self.config, self.step, loss, self.precision.kind))
+        self.moments.unpack()
         undo = Undo(self.parameters, self.optimizer, self.ema)
         try:
             if self.precision.step() and self.ema:
                 self.ema.update()
+            if self.plan.packs_moments:
+                self.moments.pack()
         except Exception:
             undo.restore()
             raise
@@ -282,6 +311,8 @@ class Session:
         target_BCHW = self.objective.target(z0_BCHW, noise_BCHW, t_B)
         with self._seeded(numbers[0]), self.precision.autocast():
             cond = self.dataset.condition(data["captions"])
+            if self.plan.encoders_away and self.dataset.encodes_in_steps and not self.dataset.trains_text:
+                self.backend.offload_encoders()
             out_BCHW = self.backend.predict(z_t_BCHW, self.objective.model_timestep(t_B), cond, data["size_B6"].to(device))
         mask = data["mask_B1HW"].to(device) if "mask_B1HW" in data else None
         loss = self.objective.loss(out_BCHW.float(), target_BCHW, t_B, mask, data["weight_B"].to(device)).sum()
@@ -307,12 +338,18 @@ class Session:
 
     def save_lora(self, stem: str) -> Path:
         """Write the adapter as `stem.safetensors` in the chosen form; every key is checked against the base's layers."""
-        with self._final_weights():
-            return self._write_lora(stem)
+        return self._write_lora(stem, self._attempt(self._weights_to_save))
 
-    def _write_lora(self, stem: str) -> Path:
-        """Of the weights that the adapter has at the moment."""
+    def _weights_to_save(self) -> dict[str, Any]:
+        with self._final_weights():
+            return self._copied_weights()
+
+    def _copied_weights(self) -> dict[str, Any]:
+        """What the adapter has at the moment, in main memory."""
         weights = to_file_weights(self.adapter.weights(), self.backend.lora_key)
+        return {key: {name: x.detach().cpu().clone() if torch.is_tensor(x) else x for name, x in layer.items()} for key, layer in weights.items()}
+
+    def _write_lora(self, stem: str, weights: dict[str, Any]) -> Path:
         path = self.lora_folder / f"{stem}.safetensors"
         if self.config.save_format in ("kohya", "both"):
             save_lora(path, weights, self.metadata(stem), self.config.save_dtype)
@@ -334,7 +371,7 @@ class Session:
         try:
             self.adapter.load_state_dict(self.best)
             self.step = self.progress.best
-            return self._write_lora(self.name)
+            return self._write_lora(self.name, self._copied_weights())
         finally:
             self.adapter.load_state_dict(last)
             self.step = step
@@ -350,21 +387,29 @@ class Session:
     def draw_previews(self) -> list:
         """Draw the preview prompts with the adapter as it is now; the pictures go to `previews/` and to the listeners."""
         prompts = self.config.preview_prompts or [self.dataset.preview_prompt()]
-        request = SampleRequest(prompts=tuple(prompts), seed=self.config.preview_seed, guidance=self.config.preview_guidance,
-                                width=self.dataset.resolution, height=self.dataset.resolution, cancelled=self._asked_to_stop)
-        self.adapter.eval()
-        with self._final_weights():
-            pictures = self._sample(request)
+        pictures = self.sample(prompts)
         for number, picture in enumerate(pictures):
             write_png(self.folder / "previews" / f"{step_stem(self.name, self.step)}-{number}.png", picture)
         self._tell("drew", self.step, prompts, pictures)
         return pictures
 
+    def sample(self, prompts: list[str], steps: int = SampleRequest.steps) -> list:
+        """Pictures of the preview's size and seed with the adapter as it is now."""
+        request = SampleRequest(prompts=tuple(prompts), seed=self.config.preview_seed, guidance=self.config.preview_guidance, steps=steps,
+                                width=self.dataset.resolution, height=self.dataset.resolution, cancelled=self._asked_to_stop)
+        self.adapter.eval()
+        try:
+            return self._sample(request)
+        finally:
+            if self.plan.encoders_away:
+                self.backend.offload_encoders()
+
     def _sample(self, request: SampleRequest) -> list:
         """No memory for previews is no reason to end a run: they are left out then."""
         for _ in range(2):
             try:
-                return self.backend.sample(request)
+                with self._final_weights():
+                    return self.backend.sample(request)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -380,7 +425,7 @@ class Session:
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adapter": self.adapter.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+        return {"adapter": self.adapter.state_dict(), "optimizer": self.moments.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "precision": self.precision.state_dict(), "ema": self.ema.state_dict() if self.ema else {}, "elapsed": self.elapsed,
                 "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "started_at": self.started_at,
                 "validation": {**self.progress.state_dict(), "weights": self.best}}

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hotlora.trainer import offloading
 from hotlora.trainer.memory import MemoryFull, Plan, Undo, attempt, encode_image, is_out_of_memory
 from hotlora.trainer.optimizers import EMA
 from hotlora.trainer.session import Listener
@@ -94,18 +95,44 @@ def test_every_rung_is_taken_in_order_and_gives_the_same_weights(session_of, lig
     watch = Rungs()
     session = session_of(light, [watch], output_dir=str(tmp_path / "failing"))
     steps_with_failures(session, 1, *(operations // 2 + i for i in (0, 100, 300, 500)))
-    assert [rung.split()[0:2] for rung in watch.taken] == [["text", "encoder"], ["gradient", "checkpointing"], ["a", "batch"], ["a", "batch"]]
-    assert session.plan.batch_size == 1 and session.plan.checkpointing
+    assert [rung.split()[0:2] for rung in watch.taken] == [["gradient", "checkpointing"], ["a", "batch"], ["a", "batch"], ["the", "optimizer's"]]
+    assert session.plan.batch_size == 1 and session.plan.checkpointing and session.plan.packs_moments and session.moments.bytes()
     assert_close(weights_of(session), weights_of(undisturbed))
 
 
-def test_activations_in_main_memory_give_the_same_weights(session_of, light, tmp_path):
-    plain, away = (session_of(light, output_dir=str(tmp_path / name)) for name in ("plain", "away"))
-    away.plan.activations_away = True
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_in_main_memory_give_the_same_weights(session_of, light, tmp_path, checkpointing, monkeypatch):
+    sent = []
+    monkeypatch.setattr(offloading, "away", lambda x, away=offloading.away: sent.append(x.numel()) or away(x))
+    plain, away = (session_of(light, output_dir=str(tmp_path / name), gradient_checkpointing=checkpointing) for name in ("plain", "away"))
     steps_with_failures(plain, 2)
+    assert not sent
+    away.plan.activations_away = True
     steps_with_failures(away, 2)
-    first, second = weights_of(plain), weights_of(away)
-    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert len(sent) > (2 if checkpointing else 20)
+    assert_close(weights_of(away), weights_of(plain))
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_weights_in_main_memory_give_the_same_weights_and_come_back(session_of, light, backend, tmp_path, share):
+    """On a CPU main memory is where they are: what is looked at is that each layer is asked anew, and that nothing is changed."""
+    plain, streamed = (session_of(light, output_dir=str(tmp_path / name)) for name in ("plain", "streamed"))
+    steps_with_failures(plain, 2)
+    unet = backend.components()["unet"]
+    before = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in unet.named_parameters()}
+    weights = offloading.StreamedWeights(unet)
+    with streamed._borrowed():
+        gone = weights.send(share)
+        moved = [name for name, (p, place, _) in before.items() if p.data_ptr() != place]
+        assert len(moved) > 10 and all(name.endswith("weight") for name in moved)
+        total = sum(p.numel() * 4 for name, p in unet.named_parameters() if name.endswith("weight") and p.dim() > 1)
+        assert share * total <= gone <= total and (share == 1) == (gone == total)
+        assert weights.send(share / 2) < gone  # what is away already stays away
+        for _ in range(2):
+            streamed.train_step()
+        weights.bring_back()
+    assert all(p is before[name][0] and torch.equal(p, before[name][2]) and not p.requires_grad for name, p in unet.named_parameters())
+    assert_close(weights_of(streamed), weights_of(plain))
 
 
 def test_after_the_last_rung_the_work_is_kept_and_the_error_says_what_would_fit(session_of, light, backend, tmp_path):

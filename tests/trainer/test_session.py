@@ -233,7 +233,7 @@ def test_a_stop_cuts_a_preview_short(session_of, config, backend, monkeypatch):
     monkeypatch.setattr(backend, "sample", sample_and_stop)
     outcome = session.train()
     assert (outcome.status, outcome.step) == ("stopped", 2) and outcome.lora.is_file()
-    assert [len(asked) for asked in calls] == [31], "25 steps for the first picture, and 6 of the second"
+    assert [len(asked) for asked in calls] == [1, 31], "one step to see what it needs; then 25 steps for the first picture, and 6 of the second"
     assert [(step, len(sizes)) for step, _, sizes in recorder.drawn] == [(2, 1)]
     assert session_of(config, preview_steps=2).resume() is not None
 

@@ -180,7 +180,7 @@ class ComfyBackend:
         if self._taken is not None:
             return
         with torch.inference_mode():  # as when it loads by itself, so that what it leaves behind is of one kind
-            mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES)
+            mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES + self._streamed_bytes)
         check_trainable(self.unet, self.device)
         with ExitStack() as stack:
             _set(stack, mm, "in_training", True)
@@ -258,6 +258,30 @@ class ComfyBackend:
 
     def offload_encoders(self) -> None:
         """ComfyUI moves what it needs room for by itself."""
+
+    def offload_denoiser(self) -> bool:
+        """ComfyUI moves what it needs room for by itself."""
+        return False
+
+    def stream_weights(self, share: float) -> bool:
+        """ComfyUI's own way with a model that does not fit: what it has loaded of it makes room, and the rest is loaded beside what a step takes."""
+        if self.device.type == "cpu" or not self._borrowed:
+            return False
+        more = int(share * self.model.model_size())
+        if more > self._streamed_bytes:
+            self._lend()
+            with torch.inference_mode():
+                mm.free_memory(mm.get_free_memory(self.device) + more - self._streamed_bytes, self.device)
+        self._streamed_bytes = more
+        return True
+
+    _streamed_bytes = 0
+
+    def host_needs(self) -> int:
+        """What ComfyUI never fills, for other programs and the display, less what it would unload when a step needs room."""
+        others = sum(loaded.model_loaded_memory() for loaded in mm.current_loaded_models
+                     if loaded.model is not None and loaded.device == self.device and loaded.model.model is not self.model.model)
+        return mm.extra_reserved_memory() - (others if self.device.type != "cpu" else 0)
 
     def free_memory(self) -> None:
         mm.soft_empty_cache()

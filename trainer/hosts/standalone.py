@@ -5,6 +5,7 @@ import difflib
 import gc
 import hashlib
 import logging
+import traceback
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,9 @@ from ..backend import SampleRequest, stack_text
 from ..checkpointing import set_checkpointing
 from ..frozen import borrowed, frozen_forward, safe_attention
 from ..lora_keys import UNetLayout, layout_of, ldm_path, text_path
+from ..memory import is_out_of_memory
 from ..objective import Prediction
+from ..offloading import StreamedWeights
 from .fingerprint import sha256_of
 from .folder import load_folder
 from .parts import Parts
@@ -28,6 +31,8 @@ from .single_file import load_single_file
 DEMO_DIR = Path(__file__).parent.parent / "demo" / "base"
 ATTENTIONS = ("Attention", "CLIPAttention", "CLIPSdpaAttention")
 """Classes that call torch's attention; matched by name, as diffusers is not imported here."""
+TILE = 512
+"""Pixels along a side of what an autoencoder decodes at a time where memory is short."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin", ".pkl"}
 log = logging.getLogger(__name__)
 
@@ -81,7 +86,8 @@ class StandaloneBackend:
         if kind is None:
             raise ValueError(f"{self.name} predicts {told!r}; only epsilon and v_prediction can be trained")
         self.prediction = Prediction(kind=kind, alphas_cumprod=self.scheduler.alphas_cumprod.detach().clone().float())
-        self._checkpointing = self._borrowed = self._interrupted = self._warned_of_cut = False
+        self._checkpointing = self._borrowed = self._interrupted = self._warned_of_cut = self._denoiser_away = False
+        self._streamed = StreamedWeights(self.unet)
 
     @cached_property
     def base_hash(self) -> str:
@@ -111,10 +117,34 @@ class StandaloneBackend:
 
     @torch.no_grad()
     def decode_image(self, z_BCHW: torch.Tensor) -> torch.Tensor:
-        """Scaled latents to pixels `(B, 3, H, W)`, about [-1, 1]."""
+        """Scaled latents to pixels `(B, 3, H, W)`, about [-1, 1]; tile by tile, with seams blended, where they do not fit as a whole."""
         self.vae.to(self.device)
+        z_BCHW = z_BCHW.to(self.device, torch.float32) / self.vae.config["scaling_factor"] + self._shift
         with _no_autocast(self.device):
-            return self.vae.decode(z_BCHW.to(self.device, torch.float32) / self.vae.config["scaling_factor"] + self._shift).sample
+            try:
+                return self.vae.decode(z_BCHW).sample
+            except Exception as error:
+                if not is_out_of_memory(error) or z_BCHW.shape[-1] * self.latent_factor <= TILE:
+                    raise
+                traceback.clear_frames(error.__traceback__)
+            self.free_memory()
+            log.warning("the memory is full: pictures are decoded tile by tile")
+            with self._tiling():
+                return self.vae.decode(z_BCHW).sample
+
+    @contextmanager
+    def _tiling(self) -> Iterator[None]:
+        sizes = {"tile_sample_min_size": TILE, "tile_latent_min_size": TILE // self.latent_factor}
+        before = {name: getattr(self.vae, name) for name in sizes}
+        self.vae.enable_tiling()
+        try:
+            for name, size in sizes.items():
+                setattr(self.vae, name, size)
+            yield
+        finally:
+            self.vae.disable_tiling()
+            for name, size in before.items():
+                setattr(self.vae, name, size)
 
     @property
     def _shift(self) -> float:
@@ -156,6 +186,9 @@ class StandaloneBackend:
     def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor],
                 size_B6: torch.Tensor) -> torch.Tensor:
         added = {}
+        if self._denoiser_away:
+            self.unet.to(self.device)
+            self._denoiser_away = False
         if "pooled_BD" in cond:
             # Sizes stay in float32: bfloat16 has no odd numbers above 256.
             added["added_cond_kwargs"] = {"text_embeds": cond["pooled_BD"].to(self.device, self.dtype),
@@ -178,6 +211,7 @@ class StandaloneBackend:
             finally:
                 self._apply_checkpointing(False)
                 self._borrowed = False
+                self._streamed.bring_back()
 
     def set_checkpointing(self, on: bool) -> None:
         self._checkpointing = on
@@ -213,6 +247,23 @@ class StandaloneBackend:
         for module in (self.vae, *(encoder.module for encoder in self.parts.text_encoders)):
             module.to("cpu")
         self.free_memory()
+
+    def offload_denoiser(self) -> bool:
+        if self.device.type == "cpu" or self._denoiser_away:
+            return False
+        self._streamed.bring_back()
+        self.unet.to("cpu")
+        self._denoiser_away = True
+        self.free_memory()
+        return True
+
+    def stream_weights(self, share: float) -> bool:
+        if self.device.type == "cpu" or not self._borrowed:
+            return False
+        return self._streamed.send(share) > 0
+
+    def host_needs(self) -> int:
+        return 0
 
     def free_memory(self) -> None:
         gc.collect()

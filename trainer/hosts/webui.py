@@ -35,6 +35,7 @@ class WebuiBackend:
     """
 
     size_step = 64
+    latent_factor = 8
 
     def __init__(self, prediction: str = "auto") -> None:
         with queue.held():
@@ -198,6 +199,18 @@ class WebuiBackend:
         if self._offloading and not lowvram.is_enabled(self.model):
             for module in modules:
                 module.to(self.device)
+
+    def offload_denoiser(self) -> bool:
+        """With --medvram the host does so by itself."""
+        return False
+
+    def stream_weights(self, share: float) -> bool:
+        """The host's mode for it is --lowvram, which can only be chosen when it starts."""
+        return False
+
+    def host_needs(self) -> int:
+        """A picture is drawn while a run waits, when what a step takes is free again."""
+        return 0
 
     def free_memory(self) -> None:
         devices.torch_gc()

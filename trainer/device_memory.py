@@ -1,0 +1,103 @@
+"""What a device has, what is free of it, and what this process holds. Bytes; None where the system does not tell."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+
+NEARLY_FULL = 0.03
+"""Share of a device's memory; less than that is left for nobody."""
+
+
+def with_allocator(device: torch.device) -> bool:
+    """Whether torch keeps account of what it has allocated on the device, and of its peak."""
+    return device.type in ("cuda", "xpu")
+
+
+def memory_of(device: torch.device) -> int | None:
+    """All that the device has; for a CPU the machine's memory, or less where a container has a limit."""
+    if with_allocator(device):
+        return getattr(torch, device.type).get_device_properties(device).total_memory
+    if sys.platform == "win32":
+        return _windows_memory().total
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    limit = _number(_CGROUP / "memory.max")
+    return total if limit is None else min(total, limit)
+
+
+def free_of(device: torch.device) -> int | None:
+    """What this process could still take, what torch's allocator keeps in reserve included."""
+    if with_allocator(device):
+        kind = getattr(torch, device.type)
+        if not hasattr(kind, "mem_get_info"):
+            return None
+        unused = kind.memory_reserved(device) - kind.memory_allocated(device)
+        free, total = kind.mem_get_info(device)
+        fraction = kind.get_per_process_memory_fraction(device) if hasattr(kind, "get_per_process_memory_fraction") else 1.0
+        return min(free + unused, int(fraction * total) - kind.memory_allocated(device))
+    if device.type == "mps":
+        recommended = getattr(torch.mps, "recommended_max_memory", None)
+        return recommended() - torch.mps.driver_allocated_memory() if recommended else None
+    if sys.platform == "win32":
+        return _windows_memory().free
+    return _linux_free()
+
+
+def stands_at_its_limit(device: torch.device) -> bool:
+    """Whether the device's memory is as good as full: a driver or a system that has more elsewhere begins to use that. False where it is not
+    known."""
+    total, free = memory_of(device), free_of(device)
+    if with_allocator(device):
+        kind = getattr(torch, device.type)
+        unused = kind.memory_reserved(device) - kind.memory_allocated(device)
+        free = None if free is None else free - unused  # what the allocator has in reserve may be the part that lies elsewhere
+    return total is not None and free is not None and free < NEARLY_FULL * total
+
+
+def held_of(device: torch.device) -> int:
+    """What this process holds: tensors on a GPU, everything on a CPU. 0 where the system does not tell."""
+    if with_allocator(device):
+        return getattr(torch, device.type).memory_allocated(device)
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def _linux_free() -> int | None:
+    try:
+        facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    limit, used = _number(_CGROUP / "memory.max"), _number(_CGROUP / "memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _number(path: Path) -> int | None:
+    """Of a control group's file; None for no file, and for "max", which is no limit."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _windows_memory():
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong), *((name, ctypes.c_ulonglong) for name in (
+            "total", "free", "page_total", "page_free", "virtual_total", "virtual_free", "extended_free"))]
+
+    status = Status(length=ctypes.sizeof(Status))
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
+    return status
