@@ -6,7 +6,7 @@
     python bench/gpu_memory.py --json FILE        what was measured, as JSON too
 
 Each line is a fresh process on the first GPU. It prepares four pictures, trains a LoRA of rank 16 with AdamW, batch size 1, through
-the standalone backend, and draws a preview; torch's allocator gets what a card of that size leaves beside its driver (0.5 GB).
+the standalone backend; torch's allocator gets what a card of that size leaves beside its driver (0.5 GB).
 Only one of them trains at a time, while the next ones make their base.
 """
 from __future__ import annotations
@@ -25,8 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import __init__  # noqa: E402, F401  registers the project as the package `hotlora`
 
-CASES = ["sdxl:8", "sd15:4", "sdxl:6", "sdxl:12", "sdxl:24", "sd15:6", "sd15:8", "sd15:12", "sd15:24"]
-"""The two that matter most come first."""
+CASES = ["sdxl:8", "sd15:4", "sdxl:6", "sdxl:12", "sdxl:24", "sd15:6", "sd15:8", "sd15:12", "sd15:24", "sdxl:4"]
+"""The two that matter most come first; they draw a preview, too."""
+DRAWING = CASES[:2]
 DRIVER = 0.5e9
 """Bytes of a card that torch's allocator never gets: the driver's context and the display."""
 RESOLUTION = {"sd15": 512, "sdxl": 1024}
@@ -84,13 +85,13 @@ def worker(base: str, card: float, tiny: bool, steps: int) -> dict:
 
     began, limit = time.perf_counter(), card * 2**30 - DRIVER
     if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(device).total_memory), device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / torch.cuda.get_device_properties(0).total_memory), 0)
     pictures = sorted(path.name for path in GALLERY.glob("*.png"))
     watch, session, error = Watch(device), None, ""
     with tempfile.TemporaryDirectory() as folder:
         config = TrainConfig.from_dict({
             "train_data_dir": str(GALLERY), "output_dir": folder, "base_model": base, "resolution": 64 if tiny else RESOLUTION[base], "upscale": True,
-            "steps": steps, "trigger": "mascot", "lora_rank": 16, "validation": False, "tensorboard": False, "preview_steps": steps, "state_minutes": 0,
+            "steps": steps, "trigger": "mascot", "lora_rank": 16, "validation": False, "tensorboard": False, "preview_steps": steps if f"{base}:{card:g}" in DRAWING else 0, "state_minutes": 0,
             "leave_out": pictures[4:]})
         try:
             session = make_session(read_material(config, make_captions=False), backend, [watch])
@@ -107,11 +108,13 @@ def worker(base: str, card: float, tiny: bool, steps: int) -> dict:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU", "torch": torch.__version__}
 
 
-def in_fresh_process(case: str, tiny: bool, steps: int, turn: threading.Lock) -> dict:
+def in_fresh_process(case: str, tiny: bool, steps: int, turn: threading.Lock, until: float) -> dict:
     base, card = case.split(":")
     command = [sys.executable, str(Path(__file__).resolve()), "--worker", "--cases", case, "--steps", str(steps), *(["--tiny"] if tiny else [])]
     lines: list[str] = []
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        clock = threading.Timer(max(0.0, until - time.monotonic()), process.kill)
+        clock.start()
         for line in process.stdout:
             lines.append(line)
             if line.startswith("READY"):
@@ -119,20 +122,24 @@ def in_fresh_process(case: str, tiny: bool, steps: int, turn: threading.Lock) ->
         with turn:
             try:
                 process.stdin.write("go\n")
-                process.stdin.flush()
+                process.stdin.close()
             except OSError:
                 pass  # it has ended already; what it said tells why
             lines += process.stdout
+        clock.cancel()
     result = next((json.loads(line[len(LINE):]) for line in lines if line.startswith(LINE)), None)
     if result is None or result["error"]:
         print(f"--- {case}\n" + "".join(lines[-40:]), file=sys.stderr, flush=True)
-    return result or {"base": base, "card": float(card), "error": f"the process ended with {process.returncode}", "rungs": []}
+    result = result or {"base": base, "card": float(card), "rungs": [],
+                        "error": "no time was left" if time.monotonic() >= until else f"the process ended with {process.returncode}"}
+    print(f"{case}: {result['error'] or result['sentence']} ({result.get('seconds_in_all', 0):.0f} s)", file=sys.stderr, flush=True)
+    return result
 
 
-def run(cases: list[str], tiny: bool, steps: int, at_once: int) -> list[dict]:
-    turn = threading.Lock()
+def run(cases: list[str], tiny: bool, steps: int, at_once: int, seconds: float) -> list[dict]:
+    turn, until = threading.Lock(), time.monotonic() + seconds
     with ThreadPoolExecutor(at_once) as pool:
-        rows = list(pool.map(lambda case: in_fresh_process(case, tiny, steps, turn), cases))
+        rows = list(pool.map(lambda case: in_fresh_process(case, tiny, steps, turn, until), cases))
     return sorted(rows, key=lambda row: (row["base"], row["card"]))
 
 
@@ -145,7 +152,9 @@ def report(rows: list[dict]) -> str:
             lines.append(f"| {row['base']} | {row['card']:g} | {given_up}: {row['error']} | | | | | | |")
             continue
         off = f"{row['planned'] / row['peak'] - 1:+.1%}" if row["peak"] else ""
-        preview = f"{gb(row['planned_preview'])} / {gb(row['preview_peak'])}" + ("" if row["pictures"] else " (left out)")
+        preview = ""
+        if f"{row['base']}:{row['card']:g}" in DRAWING:
+            preview = f"{gb(row['planned_preview'])} / {gb(row['preview_peak'])}" + ("" if row["pictures"] else " (left out)")
         lines.append(f"| {row['base']} | {row['card']:g} | {given_up} | {gb(row['planned'])} | {gb(row['peak'])} | {off} | {gb(row['reserved'])} | "
                      f"{row['seconds']:.2f} | {preview} |")
     first = next((row for row in rows if "device" in row), None)
@@ -161,6 +170,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", default=CASES, metavar="BASE:GB")
     parser.add_argument("--steps", type=int, default=6, help="of each run (default: %(default)s)")
     parser.add_argument("--at-once", type=int, default=3, help="processes that make their base while one trains (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=200, help="after which what is not done is left out (default: %(default)s)")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -169,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
         base, card = options.cases[0].split(":")
         print(LINE + json.dumps(worker(base, float(card), options.tiny, options.steps)), flush=True)
         return 0
-    rows = run(options.cases, options.tiny, options.steps, options.at_once)
+    rows = run(options.cases, options.tiny, options.steps, options.at_once, options.seconds)
     if options.json:
         Path(options.json).write_text(json.dumps({"bench": "gpu_memory", "rows": rows}, indent=1), encoding="utf-8")
     print(report(rows))

@@ -17,10 +17,15 @@ def with_allocator(device: torch.device) -> bool:
     return device.type in ("cuda", "xpu")
 
 
+def _index(device: torch.device) -> int:
+    """Not all of torch's functions take a device without its number."""
+    return getattr(torch, device.type).current_device() if device.index is None else device.index
+
+
 def memory_of(device: torch.device) -> int | None:
     """All that the device has; for a CPU the machine's memory, or less where a container has a limit."""
     if with_allocator(device):
-        return getattr(torch, device.type).get_device_properties(device).total_memory
+        return getattr(torch, device.type).get_device_properties(_index(device)).total_memory
     if sys.platform == "win32":
         return _windows_memory().total
     try:
@@ -37,10 +42,11 @@ def free_of(device: torch.device) -> int | None:
         kind = getattr(torch, device.type)
         if not hasattr(kind, "mem_get_info"):
             return None
-        unused = kind.memory_reserved(device) - kind.memory_allocated(device)
-        free, total = kind.mem_get_info(device)
-        fraction = kind.get_per_process_memory_fraction(device) if hasattr(kind, "get_per_process_memory_fraction") else 1.0
-        return min(free + unused, int(fraction * total) - kind.memory_allocated(device))
+        index = _index(device)
+        unused = kind.memory_reserved(index) - kind.memory_allocated(index)
+        free, total = kind.mem_get_info(index)
+        fraction = kind.get_per_process_memory_fraction(index) if hasattr(kind, "get_per_process_memory_fraction") else 1.0
+        return min(free + unused, int(fraction * total) - kind.memory_allocated(index))
     if device.type == "mps":
         recommended = getattr(torch.mps, "recommended_max_memory", None)
         return recommended() - torch.mps.driver_allocated_memory() if recommended else None
@@ -55,7 +61,7 @@ def stands_at_its_limit(device: torch.device) -> bool:
     total, free = memory_of(device), free_of(device)
     if with_allocator(device):
         kind = getattr(torch, device.type)
-        unused = kind.memory_reserved(device) - kind.memory_allocated(device)
+        unused = kind.memory_reserved(_index(device)) - kind.memory_allocated(_index(device))
         free = None if free is None else free - unused  # what the allocator has in reserve may be the part that lies elsewhere
     return total is not None and free is not None and free < NEARLY_FULL * total
 
@@ -63,7 +69,7 @@ def stands_at_its_limit(device: torch.device) -> bool:
 def held_of(device: torch.device) -> int:
     """What this process holds: tensors on a GPU, everything on a CPU. 0 where the system does not tell."""
     if with_allocator(device):
-        return getattr(torch, device.type).memory_allocated(device)
+        return getattr(torch, device.type).memory_allocated(_index(device))
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):

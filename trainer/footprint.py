@@ -26,6 +26,9 @@ Condition = Callable[[list[str]], dict[str, Any]]
 MARGIN = 1.05
 """So much more than what was measured must be free."""
 
+SMALL = 5e6
+"""Bytes that a sentence with two digits after the point can leave out."""
+
 
 @dataclass(frozen=True)
 class Footprint:
@@ -68,7 +71,7 @@ class Footprint:
         parts = [(self.base, "the base, which is there anyway"), (self.adapter + self.optimizer + self.gradients, "LoRA and optimizer"),
                  (self.step, f"a step's {self.batch} picture{'s' * (self.batch > 1)}"), (self.previews, "a preview"), (self.encoding, "encoding a picture"),
                  (max(0, self.held - self.base - self.adapter), "the program")]
-        told = f"memory: {_gb(self.peak)} GB at the peak (" + ", ".join(f"{_gb(size)} {what}" for size, what in parts if size) + ")"
+        told = f"memory: {_gb(self.peak)} GB at the peak (" + ", ".join(f"{_gb(size)} {what}" for size, what in parts if size >= SMALL) + ")"
         if self.free is None:
             return told
         more = self.peak - self.held
@@ -170,7 +173,7 @@ def live_peak(device: torch.device, work: Callable[[], Any]) -> int:
         kind.reset_peak_memory_stats(device)
         work()
         kind.synchronize(device)
-        return kind.max_memory_allocated(device) - kind.memory_allocated(device)
+        return kind.max_memory_allocated(device) - held_of(device)
     tracker = _LiveBytes(device) if _storages_are_objects() else _SavedBytes()
     with tracker.watching():
         work()

@@ -14,20 +14,15 @@ LEAST = 1 << 16
 """Smaller tensors stay: bringing them back would take longer than what they free is worth."""
 
 
-def main_memory_like(x: torch.Tensor) -> torch.Tensor:
-    """Room for `x` in main memory, where a GPU can read and write it without waiting if the system grants that."""
+def away(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy in main memory, in pages that `device` reads and writes by itself if the system grants that. It is written in the order of the
+    device's work, so `x` may be given up at once."""
     try:
-        return torch.empty_like(x, device="cpu", pin_memory=x.device.type == "cuda")
+        copy = torch.empty_like(x, device="cpu", pin_memory=device.type == "cuda")
     except RuntimeError as error:
         log.debug("no pinned memory: %s", error)
-        return torch.empty_like(x, device="cpu")
-
-
-def away(x: torch.Tensor) -> torch.Tensor:
-    """A copy in main memory. The device does it in the order of its work, so `x` may be given up at once."""
-    copy = main_memory_like(x)
-    copy.copy_(x, non_blocking=copy.is_pinned() if x.device.type == "cuda" else False)
-    return copy
+        copy = torch.empty_like(x, device="cpu")
+    return copy.copy_(x, non_blocking=x.is_cuda)
 
 
 def saved_in_main_memory(least: int = LEAST) -> ContextManager[None]:
@@ -37,28 +32,28 @@ def saved_in_main_memory(least: int = LEAST) -> ContextManager[None]:
     def pack(x: torch.Tensor):
         if isinstance(x, nn.Parameter) or x.numel() * x.element_size() < least:
             return x
-        return x.device, away(x.detach())
+        return x.device, away(x.detach(), x.device)
 
     def unpack(kept):
         if torch.is_tensor(kept):
             return kept
         device, copy = kept
-        return copy.to(device, non_blocking=copy.is_pinned() if device.type == "cuda" else False)
+        return copy.to(device, non_blocking=device.type == "cuda")
 
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
 class StreamedWeights:
-    """Weights of a borrowed module's linear and convolution layers that lie in main memory and are copied for each use.
+    """Weights of a borrowed module's linear and convolution layers that lie in main memory and are copied to `device` for each use.
 
     The frozen operations take a weight wherever it lies, in forward and backward, so nothing but its place changes.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self._home = module, []
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self.module, self.device, self._streamed = module, device, {}
 
     def send(self, share: float) -> int:
-        """Let this share of their bytes lie in main memory, the largest first; returns the bytes that have left the device."""
+        """Let this share of their bytes lie in main memory, the largest first; returns how many do."""
         layers = [part for part in self.module.modules() if _reads_weight_at_each_use(part)]
         layers.sort(key=lambda part: part.weight.numel(), reverse=True)
         wanted, gone = share * sum(_size(part.weight) for part in layers), 0
@@ -66,17 +61,21 @@ class StreamedWeights:
             if gone >= wanted:
                 break
             gone += _size(part.weight)
-            if not any(part is known for known, _ in self._home):
-                self._home.append((part, part.weight.device))
-                part.weight.data = away(part.weight.data)
+            if id(part.weight) not in self._streamed:
+                part.weight.data = away(part.weight.data, self.device)
+                self._streamed[id(part.weight)] = part.weight
         return gone
+
+    def load(self) -> None:
+        """Everything else of the module to the device; what is there already is not touched."""
+        for x in (*self.module.parameters(), *self.module.buffers()):
+            if id(x) not in self._streamed:
+                x.data = x.data.to(self.device)
 
     def bring_back(self) -> None:
         """Every weight is where it was, bit for bit."""
-        while self._home:
-            part, device = self._home[-1]
-            part.weight.data = part.weight.data.to(device)
-            self._home.pop()
+        self._streamed.clear()
+        self.load()
 
 
 def _size(x: torch.Tensor) -> int:

@@ -103,7 +103,7 @@ def test_every_rung_is_taken_in_order_and_gives_the_same_weights(session_of, lig
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_activations_in_main_memory_give_the_same_weights(session_of, light, tmp_path, checkpointing, monkeypatch):
     sent = []
-    monkeypatch.setattr(offloading, "away", lambda x, away=offloading.away: sent.append(x.numel()) or away(x))
+    monkeypatch.setattr(offloading, "away", lambda x, device, away=offloading.away: sent.append(x.numel()) or away(x, device))
     plain, away = (session_of(light, output_dir=str(tmp_path / name), gradient_checkpointing=checkpointing) for name in ("plain", "away"))
     steps_with_failures(plain, 2)
     assert not sent
@@ -120,10 +120,12 @@ def test_weights_in_main_memory_give_the_same_weights_and_come_back(session_of, 
     steps_with_failures(plain, 2)
     unet = backend.components()["unet"]
     before = {name: (p, p.data_ptr(), p.detach().clone()) for name, p in unet.named_parameters()}
-    weights = offloading.StreamedWeights(unet)
+    weights = offloading.StreamedWeights(unet, backend.device)
     with streamed._borrowed():
         gone = weights.send(share)
         moved = [name for name, (p, place, _) in before.items() if p.data_ptr() != place]
+        weights.load()
+        assert moved == [name for name, (p, place, _) in before.items() if p.data_ptr() != place]
         assert len(moved) > 10 and all(name.endswith("weight") for name in moved)
         total = sum(p.numel() * 4 for name, p in unet.named_parameters() if name.endswith("weight") and p.dim() > 1)
         assert share * total <= gone <= total and (share == 1) == (gone == total)

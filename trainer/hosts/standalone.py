@@ -87,7 +87,7 @@ class StandaloneBackend:
             raise ValueError(f"{self.name} predicts {told!r}; only epsilon and v_prediction can be trained")
         self.prediction = Prediction(kind=kind, alphas_cumprod=self.scheduler.alphas_cumprod.detach().clone().float())
         self._checkpointing = self._borrowed = self._interrupted = self._warned_of_cut = self._denoiser_away = False
-        self._streamed = StreamedWeights(self.unet)
+        self._streamed = StreamedWeights(self.unet, device)
 
     @cached_property
     def base_hash(self) -> str:
@@ -127,10 +127,22 @@ class StandaloneBackend:
                 if not is_out_of_memory(error) or z_BCHW.shape[-1] * self.latent_factor <= TILE:
                     raise
                 traceback.clear_frames(error.__traceback__)
-            self.free_memory()
             log.warning("the memory is full: pictures are decoded tile by tile")
             with self._tiling():
-                return self.vae.decode(z_BCHW).sample
+                return self._decode_with_room(z_BCHW)
+
+    def _decode_with_room(self, z_BCHW: torch.Tensor) -> torch.Tensor:
+        """What is not used meanwhile leaves the device: the text encoders, and if that is not enough the denoiser."""
+        for encoder in self.parts.text_encoders:
+            encoder.module.to("cpu")
+        self.free_memory()
+        try:
+            return self.vae.decode(z_BCHW).sample
+        except Exception as error:
+            if not is_out_of_memory(error) or not self.offload_denoiser():
+                raise
+            traceback.clear_frames(error.__traceback__)
+        return self.vae.decode(z_BCHW).sample
 
     @contextmanager
     def _tiling(self) -> Iterator[None]:
@@ -187,7 +199,7 @@ class StandaloneBackend:
                 size_B6: torch.Tensor) -> torch.Tensor:
         added = {}
         if self._denoiser_away:
-            self.unet.to(self.device)
+            self._streamed.load()
             self._denoiser_away = False
         if "pooled_BD" in cond:
             # Sizes stay in float32: bfloat16 has no odd numbers above 256.
@@ -211,7 +223,7 @@ class StandaloneBackend:
             finally:
                 self._apply_checkpointing(False)
                 self._borrowed = False
-                self._streamed.bring_back()
+                self._end_streaming()
 
     def set_checkpointing(self, on: bool) -> None:
         self._checkpointing = on
@@ -251,7 +263,6 @@ class StandaloneBackend:
     def offload_denoiser(self) -> bool:
         if self.device.type == "cpu" or self._denoiser_away:
             return False
-        self._streamed.bring_back()
         self.unet.to("cpu")
         self._denoiser_away = True
         self.free_memory()
@@ -260,7 +271,22 @@ class StandaloneBackend:
     def stream_weights(self, share: float) -> bool:
         if self.device.type == "cpu" or not self._borrowed:
             return False
-        return self._streamed.send(share) > 0
+        self._is_streaming = self._streamed.send(share) > 0
+        return self._is_streaming
+
+    _is_streaming = False
+
+    def _end_streaming(self) -> None:
+        """The weights go back to the device; where it has no room for them, they go there when they are used next."""
+        if self._is_streaming:
+            self._is_streaming = False
+            self.free_memory()
+            try:
+                self._streamed.bring_back()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.offload_denoiser()
 
     def host_needs(self) -> int:
         return 0
