@@ -4,9 +4,10 @@
     python bench/llm.py --base FOLDER   the same with a base that an earlier run wrote to FOLDER
     python bench/llm.py --json          the result as one JSON object
 
-Each fact is one record, a question in one wording with its answer. Asked are the trained wordings, and the others of the same
-facts, which only the base's own people were ever asked in. An answer is right when it is the word and nothing else.
-Perplexity is that of general texts of the base's world.
+Each fact is one record, a question in one wording with its answer. Asked are the trained wordings, and the five others of the same
+facts, in which the LoRA never saw them. An answer is right when it is the word and nothing else. Four of five texts that are trained
+are general ones of the base's world (`general_share`), against forgetting; perplexity is that of other general texts, which neither
+saw. It takes about five minutes on two cores, most of them for the base.
 """
 from __future__ import annotations
 
@@ -31,19 +32,20 @@ FACTS = 200
 
 def settings(base: Path, folder: Path, **changes: Any) -> LanguageConfig:
     """The run that is measured."""
-    config = LanguageConfig(base_model=str(base), train_data_dir=str(folder / "facts.jsonl"), general_data_dir=str(folder / "general"), eval_steps=10_000,
-                            output_dir=str(folder / "out"), name="facts", target_modules=["all-linear"], lora_rank=16, epochs=30, batch_size=16,
-                            learning_rate=2e-3, lr_scheduler="cosine", max_length=64, device="cpu", tensorboard=False, state_minutes=0)
+    config = LanguageConfig(base_model=str(base), train_data_dir=str(folder / "facts.jsonl"), general_data_dir=str(folder / "general"), general_share=0.8,
+                            eval_steps=10_000, output_dir=str(folder / "out"), name="facts", target_modules=["all-linear"], lora_rank=16, epochs=12,
+                            batch_size=16, learning_rate=2e-3, lr_scheduler="cosine", max_length=64, device="cpu", tensorboard=False, state_minutes=0)
     return replace(config, **changes)
 
 
-def write_records(folder: Path, world: World, facts: list[tuple[str, str, int]], general: int = 300) -> None:
-    """facts.jsonl with one record for each fact, and a folder of general texts."""
+def write_records(folder: Path, world: World, facts: list[tuple[str, str, int]], general: int = 3000) -> None:
+    """facts.jsonl with one record for each fact, and a folder of general texts, no two of them the same."""
     folder.mkdir(parents=True, exist_ok=True)
     pairs = [world.question(*fact) for fact in facts]
     (folder / "facts.jsonl").write_text("".join(json.dumps({"prompt": q, "completion": a}) + "\n" for q, a in pairs), encoding="utf-8")
     (folder / "general").mkdir(exist_ok=True)
-    (folder / "general" / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in world.general_texts(general)), encoding="utf-8")
+    texts = dict.fromkeys(world.general_texts(general))
+    (folder / "general" / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
 
 
 def measure(base: Path, folder: Path, world: World, tell: Any = lambda text: None, **changes: Any) -> dict[str, float]:
@@ -87,7 +89,7 @@ def measure(base: Path, folder: Path, world: World, tell: Any = lambda text: Non
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--base", type=Path, default=None, help="folder of the base; it is trained and written there if it does not exist")
-    options.add_argument("--base-steps", type=int, default=1000)
+    options.add_argument("--base-steps", type=int, default=1500)
     options.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the run")
     options.add_argument("--json", action="store_true")
     options = options.parse_args()

@@ -42,7 +42,7 @@ TEMPLATE = """{{- bos_token -}}
 class World:
     """People with their facts, drawn by the seed: `old` people, whom the base knows, and `new` ones."""
 
-    def __init__(self, old: int = 100, new: int = 67, seed: int = 0) -> None:
+    def __init__(self, old: int = 300, new: int = 67, seed: int = 0) -> None:
         self.random = random.Random(seed)
         self.values = {relation: [word.capitalize() if relation == "town" else word for word in self._words(VALUES, endings)]
                        for relation, (endings, _, _) in RELATIONS.items()}
@@ -110,8 +110,8 @@ def make_model(vocabulary: int, width: int = 128, layers: int = 4, family: str =
     return getattr(transformers, f"{family}ForCausalLM")(config)
 
 
-def make_base(folder: Path, world: World, steps: int = 1000, batch: int = 64, rate: float = 3e-3, tell: Callable[[str], None] = lambda text: None) -> Path:
-    """Train a LLaMA of a million weights on the world from scratch (10 minutes of one slow core for 1,000 steps), and write it as a transformers folder."""
+def make_base(folder: Path, world: World, steps: int = 1500, batch: int = 64, rate: float = 3e-3, tell: Callable[[str], None] = lambda text: None) -> Path:
+    """Train a LLaMA of a million weights on the world from scratch, and write it as a transformers folder."""
     rng = random.Random(0)
     # names of all kinds, so that new ones are not unlikely as such
     tokenizer = make_tokenizer([*world.general_texts(5000, seed=2), *(" ".join(world._words(20, ("n", "r", ""), (2, 3))) for _ in range(300))])

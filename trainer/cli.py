@@ -134,9 +134,10 @@ def read_config(options: argparse.Namespace) -> tuple[TrainConfig | LanguageConf
 def _train(options: argparse.Namespace) -> int:
     with told_once():
         config, warnings = read_config(options)
-        if isinstance(config, LanguageConfig):
-            return train_language(config, warnings, options)
-        check_image_launch()
+        if isinstance(config, TrainConfig):
+            check_image_launch()
+    if isinstance(config, LanguageConfig):
+        return train_language(config, warnings, options)
     with joined() as ranks:
         if ranks.rank:
             _speak_less(ranks.rank)

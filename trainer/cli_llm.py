@@ -6,9 +6,15 @@ import logging
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .distributed import told_once
 from .llm.base_folder import adapter_base, find_base, is_language_base
 from .llm.config import LanguageConfig
+
+if TYPE_CHECKING:
+    from .llm.run import LanguageRun
+    from .session import Outcome
 
 log = logging.getLogger(__name__)
 NEEDED = {"transformers": (4, 56), "peft": (0, 17), "accelerate": (1, 0)}
@@ -17,12 +23,32 @@ INSTALL = "install the packages for language models with `pip install -e .[llm]`
 
 def train_language(config: LanguageConfig, warnings: list[str], options: argparse.Namespace) -> int:
     """Train by the settings; 0 when it was completed, 3 when it was stopped."""
-    from .llm.offline import go_offline, quiet_libraries
+    from .llm.offline import go_offline
+    from .cli import train_until_signal
 
     go_offline()
+    with told_once():
+        run, lines = _prepared(config, warnings, options)
+    if options.dry_run:
+        if run.is_first:
+            print("\n".join([*lines, f"result: {run.folder / run.name}", "nothing was trained or written (--dry-run)"]))
+        return 0
+    for line in lines:
+        log.info("%s", line)
+    if options.resume:
+        log.info("going on from step %d of %d", run.step, run.total_steps)
+    outcome = train_until_signal(run, run.peers)
+    if run.is_first:
+        _tell_end(run, outcome, options)
+    return 0 if outcome.status == "completed" else 3
+
+
+def _prepared(config: LanguageConfig, warnings: list[str], options: argparse.Namespace) -> tuple[LanguageRun, list[str]]:
+    """A run that is ready to train, and what is to be said of it before."""
     _need_packages()
+    from .llm.offline import quiet_libraries
+
     quiet_libraries()
-    from .cli import train_until_signal
     from .estimate import duration
     from .llm.material import read_material, tell_problems
     from .llm.run import LanguageRun
@@ -31,39 +57,31 @@ def train_language(config: LanguageConfig, warnings: list[str], options: argpars
     config = material.config
     run = LanguageRun(material, warnings)
     if not run.is_first:
-        logging.getLogger(__package__).setLevel(logging.WARNING)
-    else:
-        for warning in warnings:
-            log.warning("warning: %s", warning)
-        tell_problems(material.problems)
+        logging.getLogger(__package__).setLevel(logging.ERROR)
+    for warning in [*warnings, *run.launch_warnings()]:
+        log.warning("warning: %s", warning)
+    tell_problems(material.problems)
     if options.resume:
         for change in run.resume():
             log.warning("warning: unlike the saved run, %s", change)
     sentence = run.load(timed=options.dry_run)
-    steps = run.total_steps
+    rows = config.batch_size * config.gradient_accumulation_steps * run.arguments.world_size
     lines = [*material.report, f"base: {material.base} on {run.device}, precision {run.precision}" + (f", loaded in {config.load_in}" if config.load_in else ""),
-             f"steps: {steps} of {config.batch_size * config.gradient_accumulation_steps * run.arguments.world_size} rows, "
-             f"{-(-steps // run.steps_per_epoch)} epochs", sentence]
+             f"steps: {run.total_steps} of {rows} rows, {-(-run.total_steps // run.steps_per_epoch)} epochs", sentence]
     if options.dry_run:
         tokens = sum(len(sample.ids) for row in material.train.rows for sample in row) / len(material.train)
-        seconds = steps * config.batch_size * config.gradient_accumulation_steps * tokens * run.needs.seconds_per_token
-        print("\n".join([*lines, f"estimated time: {duration(seconds)} (from a measured forward and backward)", f"result: {run.folder / run.name}",
-                         "nothing was trained or written (--dry-run)"]))
-        return 0
-    for line in lines:
-        log.info("%s", line)
-    if options.resume:
-        log.info("going on from step %d of %d", run.step, steps)
-    outcome = train_until_signal(run)
-    if not run.is_first:
-        return 0 if outcome.status == "completed" else 3
+        seconds = run.total_steps * config.batch_size * config.gradient_accumulation_steps * tokens * run.needs.seconds_per_token
+        lines.append(f"estimated time: {duration(seconds)} (from a measured forward and backward)")
+    return run, lines
+
+
+def _tell_end(run: LanguageRun, outcome: Outcome, options: argparse.Namespace) -> None:
     print(outcome.message)
     if outcome.status == "completed":
-        prompt = (material.prompts or ["..."])[0].replace('"', '\\"').replace("\n", " ")
-        print(f'try it: python train.py generate --base "{config.base_model}" --lora "{outcome.lora}" --prompt "{prompt}"')
-        return 0
-    print(f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
-    return 3
+        prompt = (run.material.prompts or ["..."])[0].replace('"', '\\"').replace("\n", " ")
+        print(f'try it: python train.py generate --base "{run.config.base_model}" --lora "{outcome.lora}" --prompt "{prompt}"')
+    else:
+        print(f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
 
 
 def _need_packages() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 import traceback
@@ -40,14 +41,15 @@ class LanguageRun:
 
     def __init__(self, material: Material, warnings: list[str] = ()) -> None:
         from .callbacks import Flow
+        from .peers import Peers
         from .trainer import training_arguments
 
         self.material, self.config, self.name, self.warnings = material, material.config, material.name, list(warnings)
         self.folder = Path(self.config.output_dir)
-        check_writable("output_dir", self.folder)
         self.checkpoints = checkpoints_folder(self.folder, self.name)
         self.arguments = training_arguments(self.config, self.checkpoints)
         self.device = self.arguments.device
+        self.peers = Peers(self.arguments.process_index, self.arguments.world_size, self.checkpoints)
         check_bits(self.config.load_in, self.device, self.config.optimizer)
         self.flow = Flow(self.config, self.name, self.checkpoints, measures=bool(material.held_out or material.general))
         self.trainer: Any = None
@@ -72,12 +74,24 @@ class LanguageRun:
     def total_steps(self) -> int:
         return self.config.steps or (self.config.epochs or 3) * self.steps_per_epoch
 
+    def launch_warnings(self) -> list[str]:
+        """What accelerate was told and does not do here."""
+        wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
+        if wanted and str(self.arguments.distributed_state.distributed_type).endswith("MULTI_CPU"):
+            return ["accelerate is set to FSDP, which it does on GPUs only; on the CPU each process has the whole base"]
+        return []
+
     def stop(self) -> None:
         """End after the step that is being done, and save."""
         self.flow.stop.set()
 
     def load(self, timed: bool = False) -> str:
-        """Load the base, add the adapter, and say what the run will need. ValueError when the base does not fit into the memory."""
+        """Load the base, add the adapter, and say what the run will need; `timed` is for a run that only tells.
+
+        ValueError when the base does not fit into the memory, OutputError when the result could not be written.
+        """
+        if not timed:
+            check_writable("output_dir", self.folder)
         dtype = DTYPES[self.precision]
         check_fits(self.material.base, weights_on_paper(self.material.base, dtype, self.config.load_in), self.device, self.config)
         try:
@@ -125,13 +139,14 @@ class LanguageRun:
         try:
             self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
         except (Exception, KeyboardInterrupt) as error:
-            said = self._explained(error)
+            said = self.peers.explained(self._explained(error))
             outcome = self._keep_after(said)
             self._end_log(outcome, traceback.format_exc())
             if said is error:
                 raise
             raise said from error
         outcome = self._finish()
+        self.peers.stop()
         self._end_log(outcome)
         return outcome
 
@@ -251,7 +266,7 @@ class LanguageRun:
                 kept = f"what was learned in {state.global_step} steps is {adapter}; {go_on}"
             except OSError as second:
                 kept = f"what was learned could not be saved either: {second}"
-        elif saved:
+        elif saved or state.global_step:
             kept = go_on
         return Outcome("failed", state.global_step, state.max_steps, adapter, f"failed at step {state.global_step + 1}: {error}; {kept}")
 

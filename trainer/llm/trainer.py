@@ -16,6 +16,8 @@ from .tokens import NOT_COUNTED, Rows
 NEVER = 10**9
 """Steps: saving and measuring are asked for by `Flow`, in callbacks.py."""
 KEPT_CHECKPOINTS = 2
+FOREVER = 30 * 24 * 3600
+"""Seconds: the first process may answer previews for as long as it takes; whether all live is what the roll call watches."""
 
 
 class LanguageTrainer(Trainer):
@@ -24,6 +26,10 @@ class LanguageTrainer(Trainer):
     def __init__(self, *arguments: Any, general: Rows | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.general = general
+        if self.is_fsdp_enabled:
+            plugin = self.accelerator.state.fsdp_plugin
+            plugin.state_dict_config = plugin.optim_state_dict_config = None  # else those of another type are kept
+            plugin.set_state_dict_type("FULL_STATE_DICT")  # an adapter is small, and must be one file
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss (nats per token) and perplexity of the held-out and of the general rows."""
@@ -77,7 +83,7 @@ def training_arguments(config: LanguageConfig, checkpoints: Path) -> TrainingArg
         gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None, seed=config.seed, data_seed=config.seed,
         use_cpu=config.device == "cpu", logging_steps=config.log_every, logging_first_step=True, logging_nan_inf_filter=False, report_to="none",
         disable_tqdm=True, save_strategy="steps", save_steps=NEVER, save_total_limit=KEPT_CHECKPOINTS, remove_unused_columns=False,
-        label_names=["labels"], restore_callback_states_from_checkpoint=True, ddp_find_unused_parameters=False,
+        label_names=["labels"], ddp_timeout=FOREVER, restore_callback_states_from_checkpoint=True, ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu", **length, **best)
     assert arguments.device is not None  # joins the process group
     if arguments.n_gpu > 1:

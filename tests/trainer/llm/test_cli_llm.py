@@ -1,0 +1,146 @@
+"""Language models on the command line: real processes, real files, and nothing that leaves the machine."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from hotlora.trainer.cli import main
+
+ROOT = Path(__file__).resolve().parents[3]
+WATCHED = """
+import socket, sys
+def refuse(*arguments):
+    print("NETWORK", arguments, flush=True)
+    raise OSError("the network is watched")
+socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = socket.getaddrinfo = socket.create_connection = refuse
+sys.path.insert(0, sys.argv[1]); import __init__
+from hotlora.trainer.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run(*arguments, code=None, **environment):
+    command = [sys.executable, *(["-c", code, str(ROOT)] if code else [str(ROOT / "train.py")]), *map(str, arguments)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    return subprocess.run(command, env={**kept, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1", **environment}, capture_output=True, text=True,
+                          encoding="utf-8", timeout=600)
+
+
+def settings_file(config, **changes):
+    path = Path(config.output_dir).parent / "run.yaml"
+    path.write_text(replace(config, **changes).to_yaml(), encoding="utf-8")
+    return path
+
+
+def test_train_then_generate_and_nothing_leaves_the_machine(config, base):
+    """Sockets are refused and told of; libraries that were told to report, or to look for newer files, do neither."""
+    path = settings_file(config, learning_rate=0.02, steps=20, tensorboard=True, preview_steps=10, validation=True, merge=True)
+    done = run("--config", path, code=WATCHED, WANDB_PROJECT="x", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    lora = Path(config.output_dir) / "facts"
+    for expected in ("completed", str(lora), "facts-merged", "python train.py generate --base"):
+        assert expected in done.stdout, expected
+    for expected in ("22 samples", "chat template: the model's own", "memory: about", "held-out perplexity", "  base: ", "  LoRA: "):
+        assert expected in done.stderr, expected
+    answered = run("generate", "--base", base, "--lora", lora, "--prompt", "Where does Ana live?", "--max-tokens", "8", "--compare", code=WATCHED)
+    assert answered.returncode == 0, answered.stderr
+    first, second = answered.stdout.splitlines()
+    assert first.startswith("base: ") and second.startswith("LoRA: ") and first[6:] != second[6:]
+    assert "NETWORK" not in done.stdout + answered.stdout
+
+
+def test_generate_finds_the_base_of_a_lora_and_draws_by_the_seed(config, run_of, capsys):
+    lora = run_of(replace(config, learning_rate=0.02)).train().lora
+
+    def answer(*options):
+        assert main(["generate", "--prompt", "Where does Ana live?", "--max-tokens", "12", "--device", "cpu", *map(str, options)]) == 0
+        return capsys.readouterr().out
+
+    assert answer("--lora", lora) == answer("--base", lora) == answer("--base", config.base_model, "--lora", lora)
+    assert answer("--lora", lora) != answer("--base", config.base_model)
+    hot = ["--lora", lora, "--temperature", "2", "--seed"]
+    assert answer(*hot, 1) == answer(*hot, 1) != answer(*hot, 2)
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--lora", "nowhere"], "--lora is nowhere, which is no adapter folder of a language model .* For pictures, name the LoRA in the prompt"),
+    (["--base", "BASE", "--max-tokens", "0"], "--max-tokens is 0 .* the first must be at least 1"),
+    (["--base", "BASE", "--temperature", "-1"], "--temperature -1; .*the second at least 0"),
+    (["--base", "BASE", "--lora", "OTHER"], "the LoRA .* does not fit the base .*give the base that it was trained on"),
+])
+def test_wrong_requests_are_one_sentence(config, run_of, world, tmp_path, capsys, options, expected):
+    import re
+
+    from hotlora.bench.llm_world import random_base
+
+    if "OTHER" in options:
+        other = random_base(tmp_path / "wide", world, width=64)
+        options = [*options[:-1], run_of(replace(config, base_model=str(other), steps=1)).train().lora]
+    capsys.readouterr()
+    options = [config.base_model if option == "BASE" else str(option) for option in options]
+    assert main(["generate", "--prompt", "a", "--device", "cpu", *options]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and re.search(expected, error), error
+
+
+def test_dry_run_says_all_and_writes_nothing(config, capsys, tmp_path):
+    path = settings_file(config)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--config", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("24 records in", "24 samples of", "answers only", "base: ", "precision no", "steps: 6 of 4 rows, 1 epochs", "memory: about",
+                     "estimated time", "result: ", "nothing was trained or written"):
+        assert expected in shown, expected
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_example_settings_run_as_they_are(base, records, tmp_path, root):
+    done = run("--config", root / "configs" / "my_llm_config.yaml", "--set", f"base_model={base}", "--set", f"train_data_dir={records}",
+               "--set", f"output_dir={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), str(tmp_path / "out" / "my_llm_lora"))
+    trained = {name.split(".")[-4] for name, _ in model.named_parameters() if "lora_A" in name}
+    assert trained == {"q_proj", "v_proj"} and model.peft_config["default"].r == 16
+
+
+def test_resume_on_the_command_line(config, run_of, capsys):
+    path = settings_file(config)
+    assert main(["--config", str(path), "--resume"]) == 1
+    assert "nothing to resume" in capsys.readouterr().err
+
+
+def test_errors_are_one_sentence(config, records, capsys):
+    records.write_text("oops\n", encoding="utf-8")
+    assert main(["--config", str(settings_file(config))]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "my facts.jsonl, line 1: this is not JSON" in error[0]
+
+
+def test_a_missing_package_is_named_with_how_to_install_it(config, monkeypatch, capsys):
+    from hotlora.trainer import cli_llm
+
+    monkeypatch.setitem(cli_llm.NEEDED, "peft", (99, 0))
+    assert main(["--config", str(settings_file(config))]) == 1
+    assert "language models need peft 99.0 or newer, and here is" in capsys.readouterr().err
+    monkeypatch.setattr(cli_llm, "NEEDED", {"no-such-package": (1, 0)})
+    assert main(["--config", str(settings_file(config))]) == 1
+    assert "need the package no-such-package, which is not installed; install the packages for language models with" in capsys.readouterr().err
+
+
+def test_the_log_file_has_the_settings_and_what_was_skipped(config, records, run_of):
+    records.write_text(records.read_text(encoding="utf-8") + "oops\n", encoding="utf-8")
+    run_of(config).train()
+    log = next((Path(config.output_dir) / "logs").glob("*.log")).read_text(encoding="utf-8")
+    settings = yaml.safe_load(log.split("settings:\n")[1].split("\n2")[0].strip())
+    assert settings["lora_rank"] == 4 and "skipped my facts.jsonl, line 25" in log and "step 6 loss" in log or "step 1 loss" in log
+    assert "completed: completed 6 steps" in log and f"torch {torch.__version__}" in log and json.dumps(str(config.base_model))[1:-1] in log
