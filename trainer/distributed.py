@@ -5,6 +5,7 @@ Nothing of torch's process groups is touched here: a process on its own, and eve
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from contextlib import contextmanager, suppress
@@ -18,9 +19,12 @@ if TYPE_CHECKING:
 
     from .session import Session
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 Part = tuple[int, int]
 """(index, of): one of so many shares of a list."""
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""In which mpirun's kinds say how many processes they have started."""
 WHOLE: Part = (0, 1)
 
 
@@ -45,6 +49,7 @@ class Place:
 def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
     """None for a process on its own. ValueError for variables that contradict each other."""
     if environment.get("WORLD_SIZE", "1") == "1":
+        _look_for_others(environment)
         return None
     numbers = {}
     for name, default in (("RANK", None), ("WORLD_SIZE", None), ("LOCAL_RANK", "RANK"), ("LOCAL_WORLD_SIZE", "WORLD_SIZE")):
@@ -62,6 +67,16 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place | None:
             raise ValueError(f"WORLD_SIZE is {place.world}, but {name} is not set, where the processes meet; start with torchrun or "
                              "accelerate launch, which set it")
     return place
+
+
+def _look_for_others(environment: Mapping[str, str]) -> None:
+    """ValueError, or a warning, where a launcher was meant to start several, and this process knows of itself only."""
+    count = next((environment[name] for name in MPI if environment.get(name, "1") != "1"), None)
+    if count and not environment.get("WORLD_SIZE"):
+        raise ValueError(f"mpirun has started {count} processes, which do not know of each other and would all write the same files; start them with "
+                         "`torchrun --nproc_per_node N train.py ...` or `accelerate launch --multi_gpu --num_processes N train.py ...`")
+    if environment.get("ACCELERATE_MIXED_PRECISION") and environment.get("MASTER_PORT") and "WORLD_SIZE" not in environment:
+        log.warning("warning: accelerate launch was asked for several processes and has started one; add --multi_gpu, also where there is no GPU")
 
 
 def check_image_launch(environment: Mapping[str, str] = os.environ) -> None:

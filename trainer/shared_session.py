@@ -38,6 +38,7 @@ class SharedSession(Session):
     def __init__(self, *arguments: Any, ranks: Ranks, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.ranks = ranks
+        self.plan.moments = None  # held in 8 bits in one process only, they would lead it to other weights
         self._wishes = dict.fromkeys(WISHES, False)
         self._failure = ""
         self._added: tuple[int, torch.Tensor] = (-1, torch.zeros(0))
