@@ -18,6 +18,7 @@ from server import PromptServer
 from .images import as_images
 from .places import cache_folder, lora_folders, run_folder
 from ..trainer.config import TrainConfig
+from ..trainer.footprint import Footprint
 from ..trainer.hosts.comfy import ComfyBackend
 from ..trainer.listeners import RunLog
 from ..trainer.lora_file import to_file_weights
@@ -47,10 +48,15 @@ class NodeProgress(Listener):
     """The node's progress bar, with the newest preview in it, and the losses for the plot."""
 
     def __init__(self, node_id: str) -> None:
-        self.node_id, self.bar, self.losses, self.pictures, self.seconds, self.told = node_id, None, [], [], 0.0, 0.0
+        self.node_id, self.bar, self.losses, self.pictures, self.seconds, self.told, self.plan = node_id, None, [], [], 0.0, 0.0, ""
 
     def started(self, session: Session) -> None:
         self.bar = comfy.utils.ProgressBar(session.total_steps, node_id=self.node_id)
+
+    def planned(self, session: Session, footprint: Footprint) -> None:
+        self.plan = footprint.sentence()
+        log.info("%s: %s", session.name, self.plan)
+        PromptServer.instance.send_progress_text(self.plan, self.node_id)
 
     def stepped(self, session: Session, report: StepReport) -> None:
         self.losses.append((report.step, report.loss))
@@ -99,7 +105,8 @@ def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: 
         weights = kohya_tensors(to_file_weights(session.adapter.weights(), backend.lora_key), torch.float16)
     applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, weights, 1.0, 1.0)
     plot = as_images([draw_curve(progress.losses)])
-    return Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, outcome.message)
+    told = f"{outcome.message}\n{progress.plan}" if progress.plan else outcome.message
+    return Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, told)
 
 
 def _continue(session: Session) -> None:

@@ -26,6 +26,7 @@ Condition = Callable[[list[str]], dict[str, Any]]
 MARGIN = 1.05
 """So much more than what was measured must be free."""
 
+VERDICTS = {"fits": "it fits", "steps": "the steps fit, the previews may not", "hardly": "it will hardly fit"}
 SMALL = 5e6
 """Bytes that a sentence with two digits after the point can leave out."""
 
@@ -66,6 +67,19 @@ class Footprint:
         """Whether steps fit; previews that do not are left out. True where it is not known what is free."""
         return self.free is None or MARGIN * self.training <= self.free
 
+    @property
+    def verdict(self) -> str | None:
+        """"fits", "steps" (these fit, previews may not) or "hardly"; None where it is not known what is free."""
+        if self.free is None:
+            return None
+        if not self.fits:
+            return "hardly"
+        return "fits" if MARGIN * (self.peak - self.held) <= self.free else "steps"
+
+    def facts(self) -> dict[str, Any]:
+        """As data, for a page that says it in its own words."""
+        return {"peak": self.peak, "more": self.peak - self.held, "free": self.free, "verdict": self.verdict}
+
     def sentence(self) -> str:
         """The plan and the verdict, for people."""
         parts = [(self.base, "the base, which is there anyway"), (self.adapter + self.optimizer + self.gradients, "LoRA and optimizer"),
@@ -74,9 +88,7 @@ class Footprint:
         told = f"memory: {_gb(self.peak)} GB at the peak (" + ", ".join(f"{_gb(size)} {what}" for size, what in parts if size >= SMALL) + ")"
         if self.free is None:
             return told
-        more = self.peak - self.held
-        verdict = "it fits" if self.fits and MARGIN * more <= self.free else "the steps fit, the previews may not" if self.fits else "it will hardly fit"
-        return f"{told}; {_gb(more)} more than now, and {_gb(self.free)} are free: {verdict}"
+        return f"{told}; {_gb(self.peak - self.held)} more than now, and {_gb(self.free)} are free: {VERDICTS[self.verdict]}"
 
 
 def _gb(size: float) -> str:

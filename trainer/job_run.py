@@ -137,7 +137,15 @@ class JobRun(Listener):
 
     def planned(self, session: Session, footprint: Footprint) -> None:
         self.tell("log", text=footprint.sentence())
+        self.job.memory = {**footprint.facts(), "given_up": list(session.plan.taken)}
+        self.queue.store.save(self.job)
+        self.queue.publish(self.job)
         self._began = time.monotonic()
+
+    def lightened(self, session: Session, rung: str) -> None:
+        if self.job.memory is not None:
+            self.job.memory = {**self.job.memory, "given_up": list(session.plan.taken)}
+            self.queue.publish(self.job)
 
     def stepped(self, session: Session, report: StepReport) -> None:
         now, job = time.monotonic(), self.job

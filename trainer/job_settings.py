@@ -111,6 +111,8 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     parts = [_count(len(pictures), "picture"), _count(steps, "step")]
     parts += [f"about {duration(seconds)}"] if seconds is not None else []
     parts += [f"about {gigabytes(needs.bytes)}" + (f" of {gigabytes(needs.total)}" if needs.total else "") + " GB"] if needs else []
+    if needs and needs.total and needs.bytes > needs.total:
+        warnings.append(f"about {gigabytes(needs.bytes)} GB are needed and {gigabytes(needs.total)} are there: steps will be done in ways that need less and take longer")
     reason = host.can_train()
     if not pictures:
         warnings.insert(0, f"all pictures of {root} are left out; put some back" if unwanted else f"{root} has no pictures; add some first")

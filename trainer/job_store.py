@@ -48,6 +48,7 @@ class Job:
     saved: list[dict[str, Any]] = field(default_factory=list)
     previews: list[dict[str, Any]] = field(default_factory=list)
     measured: list[dict[str, Any]] = field(default_factory=list)
+    memory: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     position: int = 0
 

@@ -41,7 +41,7 @@ def test_the_gallery_is_looked_at_and_reported(found):
 
 def test_training_gives_a_patched_model_the_tag_and_pictures(found):
     told = found["train"]
-    assert told["tag"] == "<lora:seen:1>" and "completed 4 steps" in told["told"][0]
+    assert told["tag"] == "<lora:seen:1>" and "completed 4 steps" in told["told"][0] and "memory: " in told["told"][0] and "it fits" in told["told"][0]
     bare, first, second = told["patched"]
     assert bare == 0 and first == second > 20 and told["same weights"]
     for name, count in (("plot", 1), ("previews", 4), ("no previews", 1)):

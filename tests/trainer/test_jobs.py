@@ -85,6 +85,30 @@ def test_a_job_trains_and_tells(jobs, host, settings):
     assert [event["state"]["status"] for event in events if event["kind"] == "job"][-1] == "completed"
 
 
+def test_what_a_job_will_need_is_told_before_its_first_step(jobs, settings):
+    job = ended(jobs, jobs.submit(settings, None))
+    memory = job.memory
+    assert memory["verdict"] == "fits" and memory["given_up"] == [] and memory["peak"] > memory["more"] > 0 and memory["free"] > memory["more"]
+    events = jobs.events.since(0)
+    log = next(event for event in events if event["kind"] == "log" and event["text"].startswith("memory: "))
+    first_step = next(event for event in events if event["kind"] == "step")
+    assert log["text"].endswith("it fits") and log["id"] < first_step["id"]
+    assert any(event["kind"] == "job" and event["state"]["memory"] == memory for event in events)
+
+
+def test_what_is_given_up_before_the_first_step_is_told(jobs, settings, monkeypatch):
+    monkeypatch.setattr("hotlora.trainer.footprint.free_of", lambda device: 1000)
+    job = ended(jobs, jobs.submit(settings, None))
+    assert job.status == "completed" and job.memory["verdict"] == "hardly" and job.memory["given_up"][0].startswith("gradient checkpointing")
+
+
+def test_a_plan_for_more_than_there_is_warns(jobs, settings, monkeypatch):
+    assert not any("GB are needed" in warning for warning in jobs.plan(settings, None)["warnings"])
+    monkeypatch.setattr("hotlora.trainer.needs.memory_of", lambda device: 100_000_000)
+    [warning] = [warning for warning in jobs.plan(settings, None)["warnings"] if "GB are needed" in warning]
+    assert "0.1 are there" in warning
+
+
 def test_a_preset_fills_in_what_was_not_said(jobs, settings):
     told = jobs.plan({**settings, "steps": None, "learning_rate": None}, "quick")
     # the embedded base has presets of its own

@@ -31,6 +31,7 @@ def test_from_an_empty_page_to_a_lora_by_keys(server, open_page, gallery, tmp_pa
 
     assert load_lora(server.folder / "loras" / "mascot.safetensors")
     assert "step 6 of 6" in page.locator(".run-line").inner_text()
+    assert re.fullmatch(r"Memory: [\d.]+ GB at the peak, [\d.]+ more than before, and [\d.]+ were free: it fits\.", page.locator(".run-memory").inner_text())
     # two prompts at two steps, each picture drawn
     pictures = page.locator(".preview-grid img")
     assert pictures.count() == 4

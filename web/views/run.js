@@ -41,6 +41,7 @@ export function RunPanel({ id, wide }) {
       ${!wide && html`<a class="quiet-link" href=${`#/run/${id}`}>${t("run.open")}</a>`}</header>
     ${job.status !== "queued" && html`<${Progress} job=${job} />`}
     <p class="run-line">${line(job)}</p>
+    ${job.memory && html`<p class="run-memory">${memoryOf(job.memory)}</p>`}
     <${Outcome} job=${both} waiting=${waiting} />
     <${Controls} job=${job} waiting=${waiting} onError=${setError} />
     <${Problem} error=${error} onClose=${() => setError(null)} />
@@ -59,6 +60,13 @@ function line(job) {
   if (job.status === "queued") return t("run.queued");
   if (job.status === "preparing") return job.message ? said(job.message) : t("run.preparing");
   return progressText(job);
+}
+
+// What was said before the first step, and what has been given up since.
+function memoryOf({ peak, more, free, verdict, given_up = [] }) {
+  const shown = (bytes) => (bytes / 1e9).toFixed(1);
+  const told = verdict ? t("run.memory", { peak: shown(peak), more: shown(more), free: shown(free), verdict }) : t("run.memoryAlone", { peak: shown(peak) });
+  return given_up.length ? t("run.memoryLess", { told, list: given_up.map(said).join(t("comma")) }) : told;
 }
 
 function Outcome({ job, waiting }) {
