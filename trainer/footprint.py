@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, ContextManager
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from .device_memory import free_of, held_of, with_allocator
 from .optimizers import make_optimizer
@@ -211,10 +211,10 @@ class _LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        for x in tree_leaves((args, kwargs)):
+        for x in tree_flatten((args, kwargs))[0]:
             self._see(x, is_new=False)
         out = function(*args, **kwargs)
-        for x in tree_leaves(out):
+        for x in tree_flatten(out)[0]:
             self._see(x, is_new=True)
         return out
 
