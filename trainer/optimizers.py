@@ -177,20 +177,15 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the parameters hold the averages; afterwards exactly what they held before."""
-        with torch.no_grad():
-            before = [parameter.detach().clone() for parameter in self.parameters]
+        """Inside, the parameters are the averages; afterwards exactly what they were. Nothing is copied."""
+        before = [parameter.data for parameter in self.parameters]
         try:
-            with torch.no_grad():
-                self._write(self.averages)
+            for parameter, average in zip(self.parameters, self.averages):
+                parameter.data = average.to(parameter.dtype)
             yield
         finally:
-            with torch.no_grad():
-                self._write(before)
-
-    def _write(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values):
-            parameter.copy_(value)
+            for parameter, data in zip(self.parameters, before):
+                parameter.data = data
 
     def state_dict(self) -> dict[str, Any]:
         """The averages (not copied) and how many updates made them; the decay is a setting."""

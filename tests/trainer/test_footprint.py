@@ -12,6 +12,7 @@ from hotlora.trainer.footprint import Footprint, _LiveBytes, _storages_are_objec
 from hotlora.trainer.session import Listener
 
 CPU = torch.device("cpu")
+exact = pytest.mark.skipif(not _storages_are_objects(), reason="this torch cannot watch storages, and on a CPU what a step keeps is all that is counted")
 
 
 class Watch(Listener):
@@ -35,7 +36,7 @@ def measured(session):
         return measure(session, session.dataset.condition)
 
 
-@pytest.mark.skipif(not _storages_are_objects(), reason="this torch cannot watch storages")
+@exact
 @pytest.mark.parametrize("changes", [
     {}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 3}, {"preservation_weight": 1.0, "trigger": "sks", "class_word": "toy"},
     {"optimizer": "torch.optim.SGD"}, {"lora_rank": 64, "unet_target_modules": None}], ids=lambda changes: ", ".join(changes) or "plain")
@@ -80,6 +81,7 @@ def test_a_plan_changes_nothing_of_the_result(session_of, light, tmp_path, chang
     assert not any(p.grad is not None for p in session.parameters)
 
 
+@exact
 def test_rungs_are_taken_before_the_first_step_until_it_fits(session_of, light, monkeypatch, caplog):
     whole = measured(session_of(light))
     checkpointed = measured(session_of(light, gradient_checkpointing=True))
@@ -123,7 +125,7 @@ def test_before_anything_is_prepared_the_same_is_said(session_of, light):
     ahead, seconds = measure_ahead(session_of(light, output_dir=light.output_dir + "2"), told.append)
     there = measured(session)
     assert not told and 0 < seconds < 60
-    assert ahead.training == pytest.approx(there.training, rel=0.05) and ahead.encoding > 0
+    assert ahead.training == pytest.approx(there.training, rel=0.05) and (ahead.encoding > 0 or not _storages_are_objects())
 
 
 @pytest.mark.parametrize("free, verdict", [
