@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,8 @@ def check_fits(folder: Path, weights: int, device: torch.device, config: Languag
                          f"{advice(config) or '; take a smaller base, or free memory that other programs hold'}")
 
 
-def measure(model: Any, rows: Any, config: LanguageConfig, collate: Any, device: torch.device, timed: bool = False) -> Needs:
-    """Run one short row through the model with its adapter and note what its backward keeps; scaled up to a whole batch."""
+def measure(model: Any, rows: Any, config: LanguageConfig, collate: Any, device: torch.device, mixed: torch.dtype | None = None, timed: bool = False) -> Needs:
+    """Run one short row through the model with its adapter and note what its backward keeps; scaled up to a whole batch. `mixed`: of autocast."""
     longest = rows.longest()
     index = max(range(min(len(rows), 200)), key=lambda number: len(rows[number]["input_ids"]))
     row = {name: values[:MEASURED_TOKENS] for name, values in rows[index].items()}
@@ -69,7 +70,8 @@ def measure(model: Any, rows: Any, config: LanguageConfig, collate: Any, device:
     was_training = model.training
     model.train()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), \
+                torch.autocast(device.type, mixed) if mixed else nullcontext():
             kept = _kept(model, batch, weights)
             if config.gradient_checkpointing:
                 kept = _checkpointed(model, batch, weights, kept)

@@ -98,7 +98,8 @@ class LanguageRun:
             self.model = add_adapter(load_base(self.material.base, self.device, dtype, self.config.load_in), self.config)
             self.collate = Collator(self.material.tokenizer.pad_token_id, self.config.packing)
             free = free_memory(self.device)
-            self.needs = measure(self.model, self.material.train, self.config, self.collate, self.device, timed)
+            mixed = None if self.precision == "no" else dtype
+            self.needs = measure(self.model, self.material.train, self.config, self.collate, self.device, mixed, timed)
         except Exception as error:
             raise self._explained(error) from error
         there = None if free is None else free + self.needs.weights
