@@ -179,6 +179,23 @@ def test_every_ending_leaves_the_host_as_it_was(webui, ending):
     assert np.array_equal(pixels(webui), before)
 
 
+def test_a_run_whose_memory_is_full_goes_on_with_less_and_the_host_draws_the_same(webui):
+    train(webui, "planned_with_less", batch_size=2, gradient_checkpointing=True)
+    before, state = pixels(webui), inside(webui, "state")
+    inside(webui, "failing", error="memory", after=3, times=2)
+    try:
+        done = train(webui, "full_at_first", batch_size=2)
+    finally:
+        inside(webui, "failing", error="")
+    assert [rung.split(",")[0] for rung in done["memory"]["given_up"]] == ["gradient checkpointing is on", "a batch is done in parts of 1"], done["memory"]
+    assert inside(webui, "state") == state
+    assert np.array_equal(pixels(webui), before)
+    full, planned = tensors(webui, "full_at_first"), tensors(webui, "planned_with_less")
+    assert full.keys() == planned.keys()
+    for key, x in planned.items():
+        assert np.linalg.norm(np.asarray(full[key], np.float64) - np.asarray(x, np.float64)) <= 1e-3 * np.linalg.norm(np.asarray(x, np.float64)) + 1e-9, key
+
+
 def test_choices_that_make_training_wrong_are_set_aside_and_come_back(webui):
     chosen = {"cross_attention_optimization": "sub-quadratic", "token_merging_ratio": 0.5, "hypertile_enable_unet": True, "CLIP_stop_at_last_layers": 2}
     options = webui.get("/sdapi/v1/options")

@@ -1,7 +1,7 @@
 """An extension for tests: looks at the webui from inside, and does there what no request can do.
 
     POST /inside/state       what a run must leave as it was
-    POST /inside/failing     let the next steps fail: {"error": "...", "after": steps}
+    POST /inside/failing     let the next steps fail: {"error": "...", "after": steps, "times": steps that fail}
     POST /inside/waiting     for each picture since the last call: the training's step when it was asked for and when it was begun
     POST /inside/baked       norms of what a prompt's LoRAs change in the weights: {"tags": [[name, weight], ...]}
     POST /inside/gradients   our gradients of one batch against plain autograd picture by picture; {"half": true}: the denoiser in half
@@ -78,7 +78,7 @@ def state() -> dict:
         "attributes": sorted(name for name in model.__dict__), "grad": torch.is_grad_enabled()}
 
 
-def failing(error: str, after: int) -> None:
+def failing(error: str, after: int, times: int = 10**9) -> None:
     from hotlora.trainer.hosts.webui import WebuiBackend
 
     kinds = {"memory": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9999 bytes."), "other": KeyError("a fault of a test")}
@@ -89,7 +89,7 @@ def failing(error: str, after: int) -> None:
     def predict(self, *args):
         out = WebuiBackend.sound(self, *args)
         left[0] -= 1
-        if left[0] < 0:
+        if -times <= left[0] < 0:
             raise kinds[error]
         return out
 
@@ -284,8 +284,8 @@ def routes(_demo, app) -> None:
         found, asked[:] = list(asked), []
         return found
 
-    def fail(error: str = Body(""), after: int = Body(0)) -> None:
-        failing(error, after)
+    def fail(error: str = Body(""), after: int = Body(0), times: int = Body(10**9)) -> None:
+        failing(error, after, times)
 
     def bake(tags: list = Body(..., embed=True)) -> dict:
         return baked(tags)
