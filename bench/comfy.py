@@ -17,6 +17,7 @@ import json
 import os
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import nullcontext
@@ -154,6 +155,7 @@ def run(options: argparse.Namespace) -> dict:
                        "--side", str(options.side), "--steps", str(options.steps), "--memory", memory]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results[variant] = json.loads(done.stdout.splitlines()[-1])
+            print(f"{VARIANTS[variant]}: {results[variant]['seconds']:.3g} s", file=sys.stderr)
             results[variant]["ratio"] = results[variant]["seconds"] / (2 * results[variant]["forward"])
     return {"bench": "comfy", "picture": options.side, "batch": 1, "rank": RANK, "steps": options.steps, "memory": memory, "variants": results}
 

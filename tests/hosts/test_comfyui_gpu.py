@@ -34,7 +34,7 @@ def test_gradients_equal_plain_autograd_in_every_memory_mode(base, root, argumen
     assert found["gradient_error"] < limit and found["loss_error"] < limit, found
 
 
-@pytest.mark.parametrize("arguments", [[], ["--bf16-unet"], ["dynamic"], ["dynamic", "--fp8_e4m3fn-unet"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["--bf16-unet"], ["dynamic"]], ids=" ".join)
 def test_at_the_precision_that_comfyui_chooses_the_gradients_are_near(base, root, arguments):
     """bfloat16 keeps 8 bits: what is compared went through some 50 layers of it."""
     found = inside(root, base, ["gpu", *arguments])
