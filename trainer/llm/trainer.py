@@ -70,7 +70,8 @@ def training_arguments(config: LanguageConfig, checkpoints: Path) -> TrainingArg
     """
     if config.device.startswith("cuda:"):
         os.environ.setdefault("ACCELERATE_TORCH_DEVICE", config.device)
-    precision = pick_precision(config.mixed_precision, device_of(config.device))
+    device = device_of(config.device)
+    precision = pick_precision(config.mixed_precision, device)
     scheduler = "constant_with_warmup" if config.lr_scheduler == "constant" and config.lr_warmup_steps else config.lr_scheduler
     length = {"max_steps": config.steps} if config.steps else {"num_train_epochs": config.epochs or 3}
     best = {"eval_strategy": "steps", "eval_steps": NEVER, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss",
@@ -81,7 +82,7 @@ def training_arguments(config: LanguageConfig, checkpoints: Path) -> TrainingArg
         warmup_steps=config.lr_warmup_steps, optim=OPTIMIZERS[config.optimizer], weight_decay=config.weight_decay, max_grad_norm=config.max_grad_norm,
         bf16=precision == "bf16", fp16=precision == "fp16", gradient_checkpointing=config.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None, seed=config.seed, data_seed=config.seed,
-        use_cpu=config.device == "cpu", logging_steps=config.log_every, logging_first_step=True, logging_nan_inf_filter=False, report_to="none",
+        use_cpu=config.device == "cpu" or device.type == "cpu" and precision == "bf16", logging_steps=config.log_every, logging_first_step=True, logging_nan_inf_filter=False, report_to="none",
         disable_tqdm=True, save_strategy="steps", save_steps=NEVER, save_total_limit=KEPT_CHECKPOINTS, remove_unused_columns=False,
         label_names=["labels"], ddp_timeout=FOREVER, restore_callback_states_from_checkpoint=True, ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available() and config.device != "cpu", **length, **best)

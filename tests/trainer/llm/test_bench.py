@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_the_gpu_bench_runs_on_a_cpu(root):
     done = subprocess.run([sys.executable, str(root / "bench" / "llm_gpu.py"), "--tiny", "--length", "32", "--json"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
