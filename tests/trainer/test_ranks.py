@@ -59,17 +59,28 @@ def check_shared(seen: list[dict], alone: dict, settings: dict) -> None:
     assert written_in(seen[0], settings["output_dir"]) and not any(written_in(one, settings["output_dir"]) for one in seen[1:]), "one of them writes"
 
 
-def test_two_processes_are_as_one(settings, tmp_path):
-    """Where they share a step as one process cuts it into batches, the file has the same bits."""
+def two_and_one(settings, tmp_path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The file of two processes and that of one, whose batches are theirs."""
     alone, shared = (settings(name, batch_size=2, gradient_accumulation_steps=2, save_steps=2) for name in ("alone", "shared"))
     groups = Group(tmp_path / "alone", 1, alone), Group(tmp_path / "shared", 2, shared)
     [one], two = (group.completed() for group in groups)
     check_shared(two, one, shared)
-    expected, found = lora(alone), lora(shared)
-    assert expected.keys() == found.keys() and all(torch.equal(expected[key], found[key]) for key in expected)
-    told, there = (load_lora(Path(one["output_dir"]) / "mascot.safetensors")[1] for one in (alone, shared))
+    told, there = (load_lora(Path(one["output_dir"]) / "mascot.safetensors")[1] for one in (shared, alone))
     differs = {key for key in told.keys() | there.keys() if told.get(key) != there.get(key)}
-    assert differs <= {"modelspec.date", "ss_training_started_at", "ss_training_finished_at"}
+    assert differs <= {"modelspec.date", "ss_training_started_at", "ss_training_finished_at", "sshs_model_hash", "sshs_legacy_hash"}
+    return lora(shared), lora(alone)
+
+
+def test_two_processes_are_as_one(settings, tmp_path):
+    assert furthest(*two_and_one(settings, tmp_path)) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_file_has_the_same_bits(settings, tmp_path, monkeypatch):
+    """Matrices are multiplied in the same way then, wherever in memory they lie, which MKL does not promise without being asked."""
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    found, expected = two_and_one(settings, tmp_path)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 @pytest.mark.slow
