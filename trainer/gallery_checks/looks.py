@@ -16,11 +16,13 @@ from ..output_files import OutputError, write_atomically
 from ..pictures import UnreadablePicture, read_bytes, read_picture
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 WORK_AREA = 512 * 512
 """Pixels at which blur, noise and bars are measured: what is finer than this is rarely trained."""
 CROP = 1024
 """Side of the part in the middle that is looked at in full resolution."""
+HISTORY = 640
+"""Side of the part of it in which an earlier compression is looked for."""
 BIG = 4_000_000
 """JPEG files with more pixels are decoded at a fraction of their size, which is several times as fast."""
 THUMB, COLOURS = 96, 16
@@ -36,17 +38,21 @@ class Look:
     edge_across: float
     smoothest: float
     smeared: float
+    steepest: float
+    steeper_across: float
     noise: float
     noise_whiteness: float
     contrast: float
     jpeg_quality: int
     kept_frequencies: float
     shifted_frequencies: float
+    history_certainty: float
+    history_quality: int
     enlarged: float
     enlarged_certainty: float
     detail: float
     flatness: float
-    repeated: int
+    repeated: float
     bar_top: float
     bar_bottom: float
     bar_left: float
@@ -58,7 +64,7 @@ class Look:
 
 
 NUMBERS = [field.name for field in fields(Look) if field.name not in ("grey_TT", "colours_CC3", "hash_8")]
-WHOLE = ("jpeg_quality", "repeated")
+WHOLE = ("jpeg_quality", "history_quality")
 
 
 def look_at(path: Path, max_megapixels: float = 180.0) -> Look:
@@ -69,20 +75,23 @@ def look_at(path: Path, max_megapixels: float = 180.0) -> Look:
                                                        Image.LANCZOS, reducing_gap=2.0)
     grey_HW = np.asarray(work.convert("L"), dtype=np.float32)
     rgb_HW3 = np.asarray(work)
-    native_HW = grey_HW if was_reduced else _middle(picture)
+    native_HW3 = rgb_HW3 if was_reduced else _middle(picture)
+    native_HW = grey_HW if was_reduced else np.asarray(Image.fromarray(native_HW3).convert("L"), dtype=np.float32)
     kept, shifted = (1.0, 1.0) if was_reduced else measures.block_damage(native_HW)
+    certainty, quality = (0.0, 100) if was_reduced else measures.jpeg_history(native_HW3[:HISTORY, :HISTORY], native_HW[:HISTORY, :HISTORY])
     enlarged = (1.0, 0.0) if was_reduced else measures.enlarged_by(native_HW, has_grid=tables is not None or shifted > 1.15 * kept)
     sharpest, across = measures.edge_width(grey_HW)
-    smooth = measures.smeared(grey_HW)
+    smooth, steep = measures.smeared(grey_HW), measures.steepest(grey_HW)
     noise, whiteness = measures.noise(grey_HW)
     bar = measures.bars(rgb_HW3)
     thumb = np.asarray(work.convert("L").resize((THUMB, THUMB), Image.BOX if min(work.size) >= THUMB else Image.BILINEAR))
     return Look(
-        work_scale=work.width / full_width, sharpest_edge=sharpest, edge_across=across, smoothest=smooth[0], smeared=smooth[1], noise=noise, noise_whiteness=whiteness,
+        work_scale=work.width / full_width, sharpest_edge=sharpest, edge_across=across, smoothest=smooth[0], smeared=smooth[1],
+        steepest=steep[0], steeper_across=steep[1], noise=noise, noise_whiteness=whiteness,
         contrast=float(rgb_HW3.reshape(-1, 3).std(0).max()), jpeg_quality=measures.jpeg_quality(tables), kept_frequencies=kept,
-        shifted_frequencies=shifted, enlarged=enlarged[0], enlarged_certainty=enlarged[1],
+        shifted_frequencies=shifted, history_certainty=certainty, history_quality=quality, enlarged=enlarged[0], enlarged_certainty=enlarged[1],
         detail=1.0 if was_reduced else measures.fine_detail(native_HW), flatness=measures.flatness(native_HW),
-        repeated=1 if was_reduced else measures.repeated_pixels(native_HW), bar_top=bar["top"], bar_bottom=bar["bottom"],
+        repeated=1.0 if was_reduced else measures.repeated_pixels(native_HW), bar_top=bar["top"], bar_bottom=bar["bottom"],
         bar_left=bar["left"], bar_right=bar["right"], missing_part=measures.missing_part(rgb_HW3), grey_TT=thumb,
         colours_CC3=np.asarray(work.resize((COLOURS, COLOURS), Image.BOX)),
         hash_8=measures.perceptual_hash(thumb.reshape(32, THUMB // 32, 32, THUMB // 32).mean((1, 3)).astype(np.float32)))
@@ -117,7 +126,7 @@ TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: I
 def _middle(picture: Image.Image) -> np.ndarray:
     left, top = max(0, (picture.width - CROP) // 2), max(0, (picture.height - CROP) // 2)
     part = picture.crop((left, top, min(picture.width, left + CROP), min(picture.height, top + CROP)))
-    return np.asarray(part.convert("L"), dtype=np.float32)
+    return np.asarray(part)
 
 
 class LookCache:

@@ -4,12 +4,11 @@ from __future__ import annotations
 import numpy as np
 
 EDGE_PIXELS = 60
+FEWEST_CHANGES = 24
 SMOOTH, SMOOTHER = 0.7, 1.6
 """Standard deviations in pixels at which edges are compared."""
 KEPT_QUANTILE = 0.8
 """Simple blocks look the same with and without damage; this is the complexity of the others."""
-STANDARD_QUANTIZATION = 57.6
-"""Mean of the luminance table that the JPEG standard prints (ITU-T T.81, annex K), which libjpeg calls quality 50."""
 
 
 def edge_width(grey_HW: np.ndarray) -> tuple[float, float]:
@@ -54,6 +53,26 @@ def _relative_steps(grey_HW: np.ndarray, direction: tuple[int, int]) -> float:
             return float(np.abs(grey_HW[down:, right:] - grey_HW[:height - down, :width - right]).mean())
         return float(np.abs(grey_HW[down:, :width - right] - grey_HW[:height - down, right:]).mean())
     return steps(1) / max(steps(4), 1e-3) if min(grey_HW.shape) > 8 else 1.0
+
+
+def steepest(grey_HW: np.ndarray) -> tuple[float, float]:
+    """(grey levels between neighbours, relation to those across it) of the direction of four whose strongest edges are weakest. A drawing of
+    flat colours has no texture that motion would smear, but edges of all directions, and along the motion they become ramps."""
+    found = []
+    for one, other in (((0, 1), (1, 0)), ((1, 1), (1, -1))):
+        first, second = _strongest_step(grey_HW, one), _strongest_step(grey_HW, other)
+        found.append((min(first, second), max(first, second) / max(min(first, second), 0.5)))
+    return max(found, key=lambda pair: pair[1])
+
+
+def _strongest_step(grey_HW: np.ndarray, direction: tuple[int, int]) -> float:
+    down, right = direction
+    height, width = grey_HW.shape
+    if min(height, width) < 16:
+        return 0.0
+    first = grey_HW[:height - down, max(0, -right):width - max(0, right)]
+    second = grey_HW[down:, max(0, right):width - max(0, -right)]
+    return float(np.quantile(np.abs(first - second)[::2], 0.9995))
 
 
 def _slopes(grey_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,6 +164,48 @@ def _frequencies(grey_HW: np.ndarray) -> float | None:
     return float(np.quantile(present, KEPT_QUANTILE)) / 63
 
 
+def jpeg_history(rgb_HW3: np.ndarray, grey_HW: np.ndarray) -> tuple[float, int]:
+    """(certainty up to 1, quality from 3 to 30) of a JPEG that a picture once was, whatever it is saved as now: the frequencies of its blocks
+    are multiples of the standard's steps for that quality (Fan and de Queiroz, "Identification of bitmap compression history: JPEG detection
+    and quantizer estimation", 2003). A certainty of 0 is chance; the quality is 100 where there is too little to tell."""
+    cut_off_HW = ((rgb_HW3 == 0) | (rgb_HW3 == 255)).any(-1)
+    best = (0.0, 100)
+    for down in _likely_phases(grey_HW.T):
+        for right in _likely_phases(grey_HW):
+            coefficients, frequency = _largest_frequencies(grey_HW[down:, right:], cut_off_HW[down:, right:])
+            if len(coefficients) < FEWEST_FREQUENCIES:
+                continue
+            steps_QN = QUANTIZATION[:, frequency]
+            near = np.abs(coefficients - steps_QN * np.round(coefficients / steps_QN)) < NEAR
+            chance = np.minimum(2 * NEAR / steps_QN, 1).mean(1)
+            certainty = (near.mean(1) - chance) / (1 - chance + 1e-6)
+            # the steps of a quality are multiples of those of one that is twice as high, too
+            first = int((certainty > 0.9 * certainty.max()).argmax())
+            best = max(best, (float(certainty[first]), QUALITIES[first]))
+    return best
+
+
+def _likely_phases(grey_HW: np.ndarray, most: int = 3) -> list[int]:
+    """Columns, of 8, at which blocks may begin, the likeliest first; patterns of a drawing have edges at regular places too."""
+    steps = np.minimum(np.abs(np.diff(grey_HW, axis=1)), 12).mean(0)
+    width = len(steps) // 8 * 8
+    return [(int(i) + 1) % 8 for i in np.argsort(-steps[:width].reshape(-1, 8).mean(0))[:most]] if width else []
+
+
+def _largest_frequencies(grey_HW: np.ndarray, cut_off_HW: np.ndarray, most: int = 160) -> tuple[np.ndarray, np.ndarray]:
+    """(coefficients, which of the 63 frequencies each is) above 6 grey levels, of some blocks of 8x8 in which no colour is cut off."""
+    rows, columns = grey_HW.shape[0] // 8, grey_HW.shape[1] // 8
+    blocks = grey_HW[:rows * 8, :columns * 8].reshape(rows, 8, columns, 8)
+    sample = blocks[:, ::3, :, ::3]
+    has_detail = sample.max((1, 3)) - sample.min((1, 3)) > 4 if rows and columns else np.zeros((0, 0), dtype=bool)
+    usable = has_detail & ~cut_off_HW[:rows * 8, :columns * 8].reshape(rows, 8, columns, 8).any((1, 3)) if has_detail.size else has_detail
+    row, column = np.nonzero(usable)
+    chosen = slice(None, None, max(1, len(row) // most))
+    values = np.abs(DCT @ blocks.transpose(0, 2, 1, 3)[row[chosen], column[chosen]] @ DCT.T).reshape(-1, 64)[:, 1:]
+    block, frequency = np.nonzero(values > 6)
+    return values[block, frequency], frequency
+
+
 def _dct_matrix(size: int = 8) -> np.ndarray:
     """The orthonormal discrete cosine transform (type II)."""
     k, n = np.mgrid[:size, :size]
@@ -154,6 +215,14 @@ def _dct_matrix(size: int = 8) -> np.ndarray:
 
 
 DCT = _dct_matrix()
+LUMINANCE = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99])
+"""The luminance table that the JPEG standard prints (ITU-T T.81, annex K), which libjpeg calls quality 50."""
+QUALITIES = tuple(range(3, 31))
+QUANTIZATION = np.stack([np.clip((LUMINANCE[1:] * (5000 / quality) + 50) // 100, 1, 255) for quality in QUALITIES]).astype(np.float32)
+NEAR, FEWEST_FREQUENCIES = 1.6, 40
+"""Grey levels by which rounding to whole numbers moves a frequency, and from how many of them something is concluded."""
 DCT32 = _dct_matrix(32)
 _LARGEST_32 = np.maximum(*np.mgrid[:32, :32])
 FINE, COARSE = _LARGEST_32 >= 18, (_LARGEST_32 >= 8) & (_LARGEST_32 < 16)
@@ -163,7 +232,7 @@ def jpeg_quality(tables: dict[int, list[int]] | None) -> int:
     """The quality from 1 to 100 that libjpeg would call a file's luminance table; 100 for other formats."""
     if not tables or 0 not in tables:
         return 100
-    scale = 100 * (sum(tables[0]) / len(tables[0])) / STANDARD_QUANTIZATION
+    scale = 100 * (sum(tables[0]) / len(tables[0])) / LUMINANCE.mean()
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
     return int(np.clip(round(quality), 1, 100))
 
@@ -218,23 +287,23 @@ def flatness(grey_HW: np.ndarray) -> float:
     return float((np.abs(grey_HW[::2, 2:] - 2 * grey_HW[::2, 1:-1] + grey_HW[::2, :-2]) < 0.5).mean())
 
 
-def repeated_pixels(grey_HW: np.ndarray) -> int:
-    """N, when every pixel stands N times beside and below itself, as after enlarging without smoothing; else 1."""
-    for factor in (8, 6, 5, 4, 3, 2):
-        if all(_repeats(values, factor) for values in (grey_HW, grey_HW.T)):
-            return factor
-    return 1
+def repeated_pixels(grey_HW: np.ndarray) -> float:
+    """How often every pixel stands beside and below itself, as after enlarging without smoothing, also by factors such as 2.5; else 1."""
+    factors = [_repeats(values) for values in (grey_HW, grey_HW.T)]
+    return min(factors) if max(factors) < 1.5 * min(factors) else 1.0
 
 
-def _repeats(grey_HW: np.ndarray, factor: int) -> bool:
+def _repeats(grey_HW: np.ndarray) -> float:
+    """Mean distance between the columns at which something changes, if those never are neighbours; else 1."""
     steps = np.abs(np.diff(grey_HW, axis=1)).mean(0)
-    width = len(steps) // factor * factor
-    if width < 4 * factor:
-        return False
-    by_phase = steps[:width].reshape(-1, factor)
-    means = np.sort(by_phase.mean(0))
-    active = float((by_phase > 0.5).any(1).mean())
-    return means[-1] > 1.0 and means[-2] < 0.02 * means[-1] and active > 0.5
+    if steps.size < 16 or steps.max() < 1.0:
+        return 1.0
+    places = np.nonzero(steps > 0.02 * np.quantile(steps, 0.95))[0]
+    gaps = np.diff(places)
+    if len(gaps) < FEWEST_CHANGES or (gaps == 1).mean() > 0.02:
+        return 1.0
+    near = gaps[gaps <= 8]
+    return float(near.mean()) if len(near) >= FEWEST_CHANGES else 1.0
 
 
 def bars(rgb_HW3: np.ndarray) -> dict[str, float]:
@@ -255,7 +324,9 @@ def _bar_at_the_top(rgb_HW3: np.ndarray) -> tuple[float, np.ndarray, bool]:
     height = len(rgb_HW3)
     colour = np.median(rgb_HW3[:max(1, height // 100)].reshape(-1, 3), axis=0).astype(np.int16)
     head = rgb_HW3[:height * 6 // 10].astype(np.int16)
-    share = (np.abs(head - colour).max(-1) > 14).mean(1)
+    # without noise or compression a bar may be told from a background that is nearly as dark
+    allowed = 5 if np.abs(head[:2] - colour).max() <= 1 else 14
+    share = (np.abs(head - colour).max(-1) > allowed).mean(1)
     plain = share < 0.02
     if not plain[0] or plain.all():
         return 0.0, colour, False

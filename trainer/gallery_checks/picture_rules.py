@@ -11,12 +11,19 @@ BLURRED, MOTION = 1.05, 1.35
 """Edge widths in pixels of a picture of about 512x512: sharp ones have below 0.9, a Gaussian blur of 2 pixels gives 1.2 to 1.6."""
 SMOOTH_STEPS, SMEARED = 0.315, 1.2
 """Steps in the smoothest direction, and across it in relation; pictures without motion have at most 1.16."""
+RAMP, STEEPER = (1.5, 20.0), 2.0
+"""Grey levels of the strongest edges along a motion, and how much stronger they are across it: clean drawings have 12 to 207 and at most 1.5,
+those with motion over 14 pixels and more 2 to 15 and at least 2.4. A drawing of stripes only has nothing at all along them."""
 NOISY, WHITE = 7.0, 1.35
 """Deviation in grey levels of 255, and how much goes when the picture is halved; grass has 8.7 and 0.95."""
 BLOCKY, BLOCKY_RATIO = 0.24, 4.0
 """Share of frequencies left in blocks, and its relation to a shifted grid: 0.05 to 0.25 and above 4 at JPEG quality 20, 2.2 to 3 at 75."""
-SOFT, SOFT_DRAWING, PERIODIC, PERIODIC_DETAIL = 0.07, 0.15, 6.0, 0.12
+HISTORY, HISTORY_QUALITY = 0.5, 25
+"""Certainty of an earlier compression, at most 0.25 for none and for qualities that are twice as high, above 0.6 for nearly all others."""
+SOFT, SOFT_DRAWING, SOFT_COMPRESSED, PERIODIC, PERIODIC_DETAIL = 0.07, 0.15, 0.05, 6.0, 0.12
 FLAT_DRAWING = 0.5
+VECTOR = 0.8, 0.78
+"""From this share of flat pixels on edges are as sharp as the grid of pixels allows, at most 0.55 wide, 0.7 after JPEG at quality 50."""
 FLAT = 4.0
 EXTREME, MOST_CUT = 3.0, 0.3
 BAR, BAR_PAIR = 0.05, 0.025
@@ -67,8 +74,11 @@ def _moved(subject: Subject, i: int, look: Look) -> dict | None:
     if look.sharpest_edge > BLURRED:
         return None
     by_edges = look.edge_across > MOTION and look.edge_across > look.sharpest_edge + 0.6
-    by_texture = look.smoothest < SMOOTH_STEPS and look.smeared > SMEARED
-    return {"worst": max(look.edge_across, look.smeared)} if by_edges or by_texture else None
+    if look.flatness > FLAT_DRAWING:
+        by_detail = RAMP[0] < look.steepest < RAMP[1] and look.steeper_across > STEEPER
+    else:
+        by_detail = look.smoothest < SMOOTH_STEPS and look.smeared > SMEARED
+    return {"worst": max(look.edge_across, look.smeared)} if by_edges or by_detail else None
 
 
 def _noisy(subject: Subject, i: int, look: Look) -> dict | None:
@@ -82,6 +92,8 @@ def _blocky(subject: Subject, i: int, look: Look) -> dict | None:
         return None
     if look.kept_frequencies <= BLOCKY and look.shifted_frequencies > BLOCKY_RATIO * look.kept_frequencies:
         return {"worst": -look.kept_frequencies, "quality": look.jpeg_quality}
+    if look.history_certainty > HISTORY and look.history_quality <= HISTORY_QUALITY:
+        return {"worst": 0, "quality": look.history_quality}
     return {"worst": 0, "quality": look.jpeg_quality} if look.jpeg_quality < 20 else None
 
 
@@ -97,10 +109,10 @@ def _enlarged(subject: Subject, i: int, look: Look) -> dict | None:
     if _small(subject, i, look) or _blurred(subject, i, look) or _moved(subject, i, look):
         return None
     if look.repeated > 1:
-        factor = float(look.repeated)
+        factor = look.repeated
     elif look.enlarged_certainty > PERIODIC and look.detail < PERIODIC_DETAIL and look.flatness < FLAT_DRAWING:
         factor = look.enlarged if look.edge_across > 0.5 else 1.5
-    elif look.detail < (SOFT if look.flatness < FLAT_DRAWING else SOFT_DRAWING):
+    elif look.detail < _soft(look) or look.flatness > VECTOR[0] and look.sharpest_edge > VECTOR[1]:
         factor = 1.8
     else:
         return None
@@ -109,6 +121,14 @@ def _enlarged(subject: Subject, i: int, look: Look) -> dict | None:
         return {"worst": -real_width * real_height, "width": width, "height": height, "real_width": real_width, "real_height": real_height,
                 "resolution": subject.resolution}
     return None
+
+
+def _soft(look: Look) -> float:
+    """Less detail than this is left where a picture was enlarged; compression takes the finest from clean drawings as well."""
+    if look.flatness < FLAT_DRAWING:
+        return SOFT
+    was_compressed = look.jpeg_quality < 90 or look.shifted_frequencies > 1.15 * look.kept_frequencies
+    return SOFT_COMPRESSED if was_compressed else SOFT_DRAWING
 
 
 def _extreme(subject: Subject, i: int, look: Look) -> dict | None:
