@@ -4,6 +4,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -286,3 +287,21 @@ def test_a_pip_that_cannot_say_what_it_would_do(host, tmp_path):
     added, left_out = host.install()
     assert "prodigyopt==1.1.2" in added and "optimizer lion is off" in left_out
     assert host.freeze() == {**before, "prodigyopt": "1.1.2", "a-new-one": "3.0"}
+
+
+def test_what_language_models_and_clusters_need_is_never_installed(host, root):
+    """Not even where everything that install.py knows is asked for: these are for the command line, outside a host."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has no reader of TOML")
+    extras = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    names = {re.split(r"[<>=;\[ ]", need)[0] for need in (*extras["llm"], *extras["cluster"])} - {"tensorboard"}
+    assert {"ray", "transformers", "peft"} <= names
+    for name in names:
+        host.offer(name, "99.0")
+    for name in ("prodigyopt", "lion-pytorch", "bitsandbytes", "tensorboard"):
+        host.offer(name, "99.0")
+    before = host.freeze()
+    host.install(HOTLORA_EXTRAS="all")
+    assert set(host.freeze()) == {*before, "prodigyopt", "lion-pytorch", "bitsandbytes", "tensorboard"}
+    for name in ("llm", "cluster"):
+        [line] = host.install(HOTLORA_EXTRAS=name)
+        assert f"there is no extra '{name}'" in line
