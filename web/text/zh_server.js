@@ -9,6 +9,8 @@ export const zhServer = [
   [/^the name '(.*)' .*; use '(.*)' instead$/, "名称“$1”不能使用；可以改用“$2”"],
   [/^([a-z_]+) is (.*) but must be one of (.*)$/, "$1 是 $2，但只能是以下之一：$3"],
   [/^([a-z_]+) is (.*) but must be (.*)$/, "$1 是 $2，不符合要求：$3"],
+  [/^(?:.*: )?task is llm, and language models are trained by `(.*)`; here pictures are trained$/, "task 是 llm：语言模型请用命令 $1 训练；这里训练的是图片"],
+  [/^(?:.*: )?base_model is (.*), a language model, and language models are trained by `(.*)`; here .*$/, "$1 是语言模型：语言模型请用命令 $2 训练；这里训练的是图片"],
   [/^steps is (\d+) and epochs is (\d+), but.*$/, "步数是 $1，轮数是 $2，但只能填一个；请去掉其中之一"],
   [/^([a-z_]+) has no effect here: .*$/, "$1 在这里不起作用，可以去掉"],
   [/^(\d+) pictures? without a caption; .*$/, "$1 张图片没有描述；请填写触发词或写上描述"],
