@@ -6,6 +6,7 @@ import math
 import os
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .adapter import Adapter
@@ -81,18 +82,23 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     `ranks`: the processes that share the run; each of them calls this.
     """
     config = material.config
-    adapter = ranks.together(lambda: make_adapter(config, backend))
+    plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
+
+    def attempted(work):
+        """Before the first step nothing but the room beside the encoders and the denoiser can help."""
+        with explained(lambda: plan.advice(config.resolution or backend.resolution)):
+            return attempt(plan, work, encoding=True)
+
+    adapter = ranks.together(lambda: attempted(lambda: make_adapter(config, backend)))
     ranks.same_values(adapter.parameters())
     held_out = []
     if config.validation:
         held_out = ranks.leaders_first(lambda _: choose_held_out(material.gallery, cache_folder(config) / "looks.npz", config.seed, config.max_megapixels))
     dataset = Dataset(config, backend, material.gallery, material.prior, held_out)
     ranks.together(lambda: ranks.is_writer and check_folders(config))
-    plan = Plan(backend, config.gradient_checkpointing, config.batch_size)
 
     def prepare(part: Part) -> dict[str, CacheReport]:
-        with explained(lambda: plan.advice(dataset.resolution)):
-            return attempt(plan, lambda: _prepare(dataset, backend, progress, part), encoding=True)
+        return attempted(lambda: _prepare(dataset, backend, progress, part))
 
     reports = ranks.shared(cache_folder(config), prepare)
     for what, report in reports.items():
@@ -101,7 +107,9 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     if not dataset.trains_text:
         backend.offload_encoders()
         plan.encoders_away = not dataset.encodes_in_steps
-    return ranks.session(config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
+    make = partial(ranks.session, config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
+    # several processes speak with each other meanwhile, which one of them cannot do twice
+    return attempted(make) if ranks.world == 1 else make()
 
 
 def _prepare(dataset: Dataset, backend: Backend, progress, part: Part = WHOLE) -> dict[str, CacheReport]:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def draw(backend: StandaloneBackend, request: SampleRequest) -> list[Image.Image]:
-    """One picture per prompt, or fewer when it is cancelled. Raises ValueError for a size that the base cannot draw."""
+def draw(backend: StandaloneBackend, request: SampleRequest, sparing: bool = False) -> list[Image.Image]:
+    """One picture per prompt, or fewer when it is cancelled. `sparing`: no two parts of the base are on the device at a time. Raises ValueError
+    for a size that the base cannot draw."""
     width, height = request.width or backend.resolution, request.height or backend.resolution
     for name, side in (("width", width), ("height", height)):
         if side < 16 or side % backend.latent_factor:
@@ -24,7 +25,12 @@ def draw(backend: StandaloneBackend, request: SampleRequest) -> list[Image.Image
     guidance = backend.default_guidance if request.guidance is None else request.guidance
     # Each text is encoded on its own, so that a picture does not depend on its neighbours.
     texts = dict.fromkeys([*request.prompts, *([request.negative] if guidance != 1 else [])])
+    if sparing:
+        backend.offload_encoders()
+        backend.offload_denoiser()
     conds = {text: backend.encode_text([text]) for text in texts}
+    if sparing:
+        backend.offload_encoders()
     batch = request.batch or backend.sample_batch
     pictures = []
     for start in range(0, len(request.prompts), batch):

@@ -117,32 +117,30 @@ class StandaloneBackend:
 
     @torch.no_grad()
     def decode_image(self, z_BCHW: torch.Tensor) -> torch.Tensor:
-        """Scaled latents to pixels `(B, 3, H, W)`, about [-1, 1]; tile by tile, with seams blended, where they do not fit as a whole."""
-        self.vae.to(self.device)
-        z_BCHW = z_BCHW.to(self.device, torch.float32) / self.vae.config["scaling_factor"] + self._shift
-        with _no_autocast(self.device):
+        """Scaled latents to pixels `(B, 3, H, W)`, about [-1, 1]. Where they do not fit, what is not used meanwhile leaves the device, and
+        then they are decoded tile by tile, with seams blended."""
+        for make_room in (self.offload_texts, self._tile, self.offload_denoiser, None):
             try:
-                return self.vae.decode(z_BCHW).sample
+                return self._decode(z_BCHW)
             except Exception as error:
-                if not is_out_of_memory(error) or z_BCHW.shape[-1] * self.latent_factor <= TILE:
+                if not is_out_of_memory(error) or make_room is None:
                     raise
                 traceback.clear_frames(error.__traceback__)
-            log.warning("the memory is full: pictures are decoded tile by tile")
-            with self._tiling():
-                return self._decode_with_room(z_BCHW)
+            make_room()
+            self.free_memory()
+        raise AssertionError("the last try returns or raises")
 
-    def _decode_with_room(self, z_BCHW: torch.Tensor) -> torch.Tensor:
-        """What is not used meanwhile leaves the device: the text encoders, and if that is not enough the denoiser."""
-        for encoder in self.parts.text_encoders:
-            encoder.module.to("cpu")
-        self.free_memory()
-        try:
-            return self.vae.decode(z_BCHW).sample
-        except Exception as error:
-            if not is_out_of_memory(error) or not self.offload_denoiser():
-                raise
-            traceback.clear_frames(error.__traceback__)
-        return self.vae.decode(z_BCHW).sample
+    def _decode(self, z_BCHW: torch.Tensor) -> torch.Tensor:
+        self.vae.to(self.device)
+        with _no_autocast(self.device), self._tiling() if self._tiles else nullcontext():
+            return self.vae.decode(z_BCHW.to(self.device, torch.float32) / self.vae.config["scaling_factor"] + self._shift).sample
+
+    _tiles = False
+
+    def _tile(self) -> None:
+        """From now on: where it was needed once it will be needed again."""
+        self._tiles = True
+        log.warning("the memory is full: pictures are decoded tile by tile")
 
     @contextmanager
     def _tiling(self) -> Iterator[None]:
@@ -243,7 +241,14 @@ class StandaloneBackend:
         return f"lora_{component}_{path.replace('.', '_')}"
 
     def sample(self, request: SampleRequest) -> list[Image.Image]:
-        return draw(self, request)
+        try:
+            return draw(self, request)
+        except Exception as error:
+            if not is_out_of_memory(error) or self.device.type == "cpu":
+                raise
+            traceback.clear_frames(error.__traceback__)
+        self.free_memory()
+        return draw(self, request, sparing=True)
 
     def interrupt(self) -> None:
         """What a signal handler calls; nothing else stops a run here, as there is no host with a button."""
@@ -259,6 +264,10 @@ class StandaloneBackend:
         for module in (self.vae, *(encoder.module for encoder in self.parts.text_encoders)):
             module.to("cpu")
         self.free_memory()
+
+    def offload_texts(self) -> None:
+        for encoder in self.parts.text_encoders:
+            encoder.module.to("cpu")
 
     def offload_denoiser(self) -> bool:
         if self.device.type == "cpu" or self._denoiser_away:

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from hotlora.trainer.adapter import Adapter
 from hotlora.trainer.backend import SampleRequest
+from hotlora.trainer.hosts import standalone
 from hotlora.trainer.hosts.parts import clip_tokenizer
+from hotlora.trainer.hosts.sampling import draw
 from hotlora.trainer.hosts.standalone import StandaloneBackend, load_base, pick_device
 from hotlora.trainer.lora_file import load_lora, save_lora, to_file_weights, to_layers
 from hotlora.trainer.peft_format import export_file
@@ -320,3 +322,39 @@ print("done")
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=300,
                           env={**os.environ, "MALLOC_CHECK_": "3", "OMP_NUM_THREADS": "2"})
     assert done.stdout.strip() == "done" and done.returncode == 0, done.stderr
+
+
+def test_a_picture_that_does_not_fit_is_decoded_with_room_and_then_in_tiles(backend, monkeypatch, caplog):
+    request = SampleRequest(("a red star",), seed=1, steps=2)
+    [expected] = backend.sample(request)
+    decode, tiled = backend.vae.decode, []
+
+    def full(z_BCHW):
+        tiled.append(backend.vae.use_tiling)
+        if len(tiled) < 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+        return decode(z_BCHW)
+
+    monkeypatch.setattr(backend.vae, "decode", full)
+    monkeypatch.setattr(backend, "_tiles", False)
+    monkeypatch.setattr(standalone, "TILE", 16)
+    [picture] = backend.sample(request)
+    assert tiled == [False, False, True] and not backend.vae.use_tiling and "tile by tile" in caplog.text
+    difference = np.abs(np.asarray(picture, float) - np.asarray(expected, float))
+    assert picture.size == expected.size and 0 < difference.mean() < 12, "tiles do not see beyond their edges"
+
+
+def test_drawing_with_one_part_at_a_time_draws_the_same(backend):
+    request = SampleRequest(("a red star", "a blue cube"), seed=1, steps=2)
+    assert [np.asarray(a).tolist() for a in draw(backend, request, sparing=True)] == [np.asarray(a).tolist() for a in backend.sample(request)]
+
+
+def test_what_does_not_fit_in_any_way_is_the_allocators_error(backend, monkeypatch):
+    def full(z_BCHW):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory, on purpose")
+
+    monkeypatch.setattr(backend.vae, "decode", full)
+    monkeypatch.setattr(backend, "_tiles", False)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        backend.sample(SampleRequest(("a red star",), seed=1, steps=1))
+    assert not backend.vae.use_tiling
