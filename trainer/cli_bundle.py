@@ -38,7 +38,7 @@ def _export_job(options: argparse.Namespace) -> int:
     done = export_job(options.to or Path(f"{material.name}.zip"), material, base)
     for warning in warnings + done.warnings:
         log.warning("warning: %s", warning)
-    print(f"{done.path} ({done.bytes / 1e6:.1f} MB): {done.pictures} pictures; the base is not in it but named: {base}")
+    print(f"{done.path} ({max(0.1, done.bytes / 1e6):.1f} MB): {done.pictures} pictures; the base is not in it but named: {base}")
     print(f'on the other machine: python train.py run-bundle "{done.path.name}"' + ("" if base.name == "demo" else f" --base path/to/{base.name}.safetensors"))
     return 0
 
@@ -73,6 +73,6 @@ def _run_bundle(options: argparse.Namespace) -> int:
         print(f"go on: python train.py {' '.join(sys.argv[1:]) or f'run-bundle {options.file}'}")
         return 3
     result = write_result(session, outcome, bundle)
-    print(f"take back: {result.path} ({result.bytes / 1e6:.1f} MB), with Import result on HotLoRA's page")
+    print(f"take back: {result.path} ({max(0.1, result.bytes / 1e6):.1f} MB), with Import result on HotLoRA's page")
     print(f"try it: {try_command(material.config, session.name)}")
     return 0

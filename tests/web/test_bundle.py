@@ -1,6 +1,9 @@
 """A job leaves the page as a file and its LoRA comes back; farms are shown while they work."""
 import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 from hotlora.trainer.bundle_read import read_bundle
 from hotlora.trainer.farm import Farm, place, read_jobs
@@ -8,6 +11,8 @@ from hotlora.trainer.lora_file import load_lora, read_safetensors, write_safeten
 from hotlora.trainer.progress_file import write_progress
 
 from .conftest import fill_form, until
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_a_job_goes_out_and_its_lora_comes_back(server, open_page, gallery, tmp_path):
@@ -32,16 +37,25 @@ def test_a_job_goes_out_and_its_lora_comes_back(server, open_page, gallery, tmp_
     download.value.save_as(tmp_path / "again.zip")
     assert read_bundle(tmp_path / "again.zip").config([])[0].lora_rank == 2
 
-    # the LoRA comes back as if it had been trained on another base
-    tensors, metadata = read_safetensors(server.folder / "loras" / "mascot.safetensors")
-    write_safetensors(tmp_path / "mascot (1).safetensors", tensors, {**metadata, "ss_sd_model_name": "other", "ss_new_sd_model_hash": "0" * 64})
+    # another machine runs it, and its result comes back
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "run-bundle", "job.zip"], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
     chooser = page.get_by_label("Import result", exact=True)
+    chooser.set_input_files(tmp_path / "output" / "mascot-result.zip")
+    page.get_by_text("The former mascot is kept as mascot-v1.").wait_for()
+    assert page.locator(".import .warning").count() == 0
+    brought = server.folder / "loras" / "mascot.safetensors"
+    assert brought.read_bytes() == (tmp_path / "output" / "mascot.safetensors").read_bytes() and load_lora(brought)[1]["ss_steps"] == "3"
+
+    # one that was trained on another base
+    tensors, metadata = read_safetensors(brought)
+    write_safetensors(tmp_path / "mascot (1).safetensors", tensors, {**metadata, "ss_sd_model_name": "other", "ss_new_sd_model_hash": "0" * 64})
     chooser.set_input_files(tmp_path / "mascot (1).safetensors")
     page.get_by_text("<lora:mascot:1> works in the next prompt.").wait_for()
-    page.get_by_text("The former mascot is kept as mascot-v1.").wait_for()
+    page.get_by_text("The former mascot is kept as mascot-v2.").wait_for()
     page.locator(".import .warning", has_text="mascot was trained on other (SHA-256 000000000000...), and demo").wait_for()
     assert load_lora(server.folder / "loras" / "mascot.safetensors")[1]["ss_sd_model_name"] == "other"
-    assert load_lora(server.folder / "loras" / "mascot-v1.safetensors")[1]["ss_sd_model_name"] == "demo"
+    assert load_lora(server.folder / "loras" / "mascot-v2.safetensors")[1]["ss_sd_model_name"] == "demo"
     page.locator(".import").get_by_role("link", name="Try it").click()
     until(page, "document.querySelector('#hl-try') && [...document.querySelectorAll('option')].some((one) => one.value === 'mascot-v1')")
 
