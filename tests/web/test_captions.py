@@ -184,7 +184,7 @@ def test_the_check_in_chinese_and_usable_by_keys_and_readers(open_gallery, bare)
     assert "张图没有描述" in page.locator(".findings").inner_text() and "请先处理" in page.locator(".verdict").inner_text()
     assert axe.Axe().run(page, context=".checks").violations_count == 0
     page.get_by_role("button", name="自动描述").click()
-    page.get_by_role("dialog").get_by_text("5 张图片没有描述").wait_for()
+    page.get_by_role("dialog").get_by_text("5 张图片没有描述。新的描述写入 各图片的 .txt 文件。").wait_for()
     found = axe.Axe().run(page, context=".asking")
     assert found.violations_count == 0, found.generate_report()
     page.keyboard.press("Escape")

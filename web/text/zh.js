@@ -1,4 +1,8 @@
 // 页面的全部简体中文文字。键与 en.js 相同。
+
+// 服务器用英文说明描述写到哪里：一个表格文件的名字，或者文本文件。
+const files = (into) => (into === ".txt files" ? "各图片的 .txt 文件" : into);
+
 export default {
   again: "重试",
   close: "关闭",
@@ -74,7 +78,7 @@ export default {
   "plan.memory": ({ used, total }) => `内存约 ${used} / ${total} GB`,
   "plan.memoryAlone": ({ used }) => `内存约 ${used} GB`,
   "plan.ofBase": ({ list }) => `这个底模有自己的设置：${list}`,
-  "plan.captions": ({ n, model, into }) => `会先由 ${model} 补写 ${n} 条缺少的描述，写入文件夹里的 ${into}，可以撤销。关闭方法：高级设置里的“自动描述”。`,
+  "plan.captions": ({ n, model, into }) => `会先由 ${model} 补写 ${n} 条缺少的描述，写入文件夹里的 ${files(into)}，可以撤销。关闭方法：高级设置里的“自动描述”。`,
   "plan.noTrigger": "没有一张图片有描述：不填触发词，提示词就无法调用学到的内容。",
   "plan.useTrigger": ({ word }) => `使用 ${word}`,
   "plan.previews": ({ n }) => `每 ${n} 步画一次预览`,
@@ -257,7 +261,7 @@ export default {
 
   "caption.button": "自动描述",
   "caption.title": "自动写描述",
-  "caption.missing": ({ n, into }) => `${n} 张图片没有描述。新的描述写入 ${into}。`,
+  "caption.missing": ({ n, into }) => `${n} 张图片没有描述。新的描述写入 ${files(into)}。`,
   "caption.some": ({ n }) => `为所选的 ${n} 张图片写描述，只写还没有的。`,
   "caption.promise": "你写过或改过的描述绝不会被改动。这里写的会做标记，可以随时撤销。",
   "caption.model": "模型",
