@@ -128,7 +128,9 @@ class Validation:
     def interval(self, total_steps: int) -> int:
         """Steps between two measurements, so that all of them take at most `COST` of the run's time."""
         forwards = len(self.dataset.held_out) * STRATA + DRIFTS
-        budget = COST * 2 * total_steps * self.dataset.order.group - 2 * forwards  # the base is measured once, with as many to find what it draws
+        planning = 2 * self.config.batch_size  # the micro-step that tells what memory is needed
+        # the base is measured once, with as many to find what it draws
+        budget = COST * 2 * total_steps * self.dataset.order.group - 2 * forwards - planning
         return math.ceil(total_steps / max(1, math.floor(budget / forwards)))
 
     def measure(self, adapter: Adapter, step: int, give_way: Callable[[], None] = lambda: None) -> Measurement:
