@@ -36,8 +36,13 @@ DRIFTS = 4
 """Predictions of which the prior drift is the mean."""
 COST = 0.03
 """Share of a run's time that measuring may take. A step costs two forwards for each of its samples."""
-PATIENCE, FIRST = 6, 0.2
-"""A run is stopped when the best of so many measurements lies behind, but not in this first share of its steps."""
+FIRST, PATIENCE, SETTLED = 0.2, 0.3, 0.2
+"""Shares of a run's steps: it is never stopped in the first of them, but when the best lies so far behind, or, where nothing is held back, when
+the drift has found no new height for so long (see bench/QUALITY.md)."""
+FEWEST_AFTER, FEWEST_SETTLED = 2, 4
+"""So many measurements at least must say so."""
+RISE = 0.05
+"""What counts as a new height of the drift: by this share of the last one."""
 BETTER = 0.002
 """What counts as better: by this share of the base's loss."""
 
@@ -71,14 +76,29 @@ class Progress:
         return False
 
     def is_over(self, total_steps: int) -> bool:
-        """Whether to stop: for `PATIENCE` measurements nothing has been better than the best."""
-        if self.best is None or self.measurements[-1].step < FIRST * total_steps:
+        """Whether to stop: the best lies long behind; where nothing is held back, the drift no longer rises."""
+        if not self.measurements or self.measurements[-1].step < FIRST * total_steps:
             return False
-        return sum(m.step > self.best for m in self.measurements) >= PATIENCE
+        if self.best is None:
+            return self._is_since(self._highest(), SETTLED * total_steps, FEWEST_SETTLED)
+        return self._is_since(self.best, PATIENCE * total_steps, FEWEST_AFTER)
+
+    def _is_since(self, step: int, steps: float, measurements: int) -> bool:
+        return self.measurements[-1].step - step >= steps and sum(m.step > step for m in self.measurements) >= measurements
+
+    def _highest(self) -> int:
+        """The step at which the drift last was clearly higher than ever before."""
+        height, step = -1.0, 0
+        for m in self.measurements:
+            if m.drift > height * (1 + RISE):
+                height, step = m.drift, m.step
+        return step
 
     def why(self, total_steps: int) -> str:
-        last = self.measurements[-1].step
-        return f"stopped at step {last:,} of {total_steps:,}: held-out loss has not improved since step {self.best:,}, which is kept"
+        stopped = f"stopped at step {self.measurements[-1].step:,} of {total_steps:,}"
+        if self.best is None:
+            return f"{stopped}: prior drift has not risen since step {self._highest():,}, so that more steps would teach little"
+        return f"{stopped}: held-out loss has not improved since step {self.best:,}, which is kept"
 
     def state_dict(self) -> dict[str, Any]:
         return {"measurements": [asdict(m) for m in self.measurements], "best": self.best}

@@ -2,6 +2,7 @@
 import json
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from PIL import Image
 
 from hotlora.trainer.demo import drawings
 from hotlora.trainer.gallery import read_gallery
+from hotlora.trainer.listeners import TensorBoard
 from hotlora.trainer.lora_file import load_lora
 from hotlora.trainer.session import Listener
 from hotlora.trainer.validate import COST, DRIFTS, STRATA, Measurement, Progress, Validation, choose_held_out
@@ -187,4 +189,34 @@ def test_progress_knows_the_best_and_the_end():
     again = Progress()
     again.load_state_dict(json.loads(json.dumps(progress.state_dict())))
     assert again == progress
-    assert not any(Progress([Measurement(i, None, 9.0) for i in range(50)]).is_over(n) for n in (1, 100))
+    assert not Progress().is_over(100)
+
+
+def test_without_held_out_pictures_the_drift_alone_ends_a_run():
+    rising = [Measurement(10 * (i + 1), None, 0.1 * 1.1 ** i) for i in range(10)]
+    settled = [*rising, *(Measurement(100 + 10 * (i + 1), None, rising[-1].drift * 1.01) for i in range(4))]
+    assert not Progress(rising).is_over(200) and not Progress(settled[:-1]).is_over(200) and Progress(settled).is_over(200)
+    assert not Progress(settled).is_over(1000), "not in the first fifth"
+    assert not Progress([Measurement(10, None, 1.0), Measurement(90, None, 1.0)]).is_over(100), "two measurements are too few"
+    assert Progress(settled).why(200) == "stopped at step 140 of 200: prior drift has not risen since step 100, so that more steps would teach little"
+
+
+def test_a_small_gallery_s_run_ends_when_its_drift_has_settled(session_of, config, monkeypatch):
+    """A rate of nothing moves nothing; asked not to, it goes on to the end."""
+    every(monkeypatch, 1)
+    for early_stop, wanted in ((True, 5), (False, 12)):
+        outcome = session_of(config, validation=True, steps=12, learning_rate=1e-12, lr_scheduler="constant", early_stop=early_stop).train()
+        assert outcome.status == "completed" and outcome.step == wanted
+        assert ("stopped at step 5 of 12: prior drift has not risen since step" in outcome.message) == early_stop
+
+
+def test_what_is_measured_goes_to_tensorboard(session_of, validated, monkeypatch):
+    event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    every(monkeypatch, 4)
+    watch = Watch()
+    session_of(validated, [watch, TensorBoard()]).train()
+    events = event_files.EventAccumulator(str(Path(validated.output_dir) / "tensorboard" / "mascot"))
+    events.Reload()
+    for tag, values in (("held_out_loss", [m.held_out for m in watch.measurements]), ("prior_drift", [m.drift for m in watch.measurements])):
+        written = events.Scalars(tag)
+        assert [one.step for one in written] == [4, 8] and [one.value for one in written] == pytest.approx(values, rel=1e-5)

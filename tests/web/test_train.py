@@ -396,8 +396,21 @@ def test_loss_on_held_out_pictures_is_drawn_beside_the_curve(server, open_page):
     measured = server.until(job, "completed")["measured"]
     assert measured and all(one["held_out"] is not None for one in measured)
     until(page, lambda: f"against the base at step {measured[-1]['step']}." in page.locator(".plot").get_attribute("aria-label"))
+    until(page, lambda: "Prior drift: " in page.locator(".plot").get_attribute("aria-label"))
     page.reload()
     page.locator(".u-legend", has_text="held-out pictures, against the base").wait_for()
+    page.locator(".u-legend", has_text="prior drift").wait_for()
+
+
+def test_prior_drift_of_a_gallery_too_small_to_hold_pictures_back_is_drawn(server, open_page, gallery):
+    assert len(list(gallery.glob("*.png"))) < 12
+    settings = {"train_data_dir": str(gallery), "name": "drifts", "trigger": "sks", "steps": 20, "batch_size": 1, "validation": True, "resolution": 64,
+                "early_stop": False}
+    job = server.post("jobs", {"settings": settings})["id"]
+    page = open_page(server, f"#/run/{job}")
+    page.locator(".u-legend", has_text="prior drift").wait_for(timeout=PATIENCE)
+    assert all(one["held_out"] is None for one in server.until(job, "completed")["measured"])
+    assert page.locator(".u-legend", has_text="held-out pictures").count() == 0
 
 
 def test_pictures_without_captions_and_trigger_are_warned_of_before_the_start(shared_server, open_page, gallery):

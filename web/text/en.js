@@ -169,6 +169,8 @@ export default {
   "loss.smoothed": "smoothed",
   "loss.heldOut": "held-out pictures, against the base",
   "loss.heldOutNow": ({ share, step }) => `Loss on held-out pictures: ${share} against the base at step ${step}.`,
+  "loss.drift": "prior drift",
+  "loss.driftNow": ({ drift, step }) => `Prior drift: ${drift} at step ${step}.`,
   "loss.smoothing": "Smoothing",
   "loss.reset": "Whole curve",
   "loss.none": ({ name }) => `${name}: no loss yet.`,

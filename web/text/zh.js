@@ -171,6 +171,8 @@ export default {
   "loss.smoothed": "平滑后",
   "loss.heldOut": "留出图片，与底模相比",
   "loss.heldOutNow": ({ share, step }) => `留出图片的损失：第 ${step} 步时与底模相比 ${share}。`,
+  "loss.drift": "先验漂移",
+  "loss.driftNow": ({ drift, step }) => `先验漂移：第 ${step} 步时为 ${drift}。`,
   "loss.smoothing": "平滑",
   "loss.reset": "显示全部",
   "loss.none": ({ name }) => `${name}：还没有损失数据。`,

@@ -24,6 +24,7 @@ export const zhServer = [
   [/^the server (?:ended while this was running|was closed at step \d+); Resume goes on from (?:step (\d+)|here)$/, "训练时服务器关闭了；点击“继续”从保存的地方接着训练"],
   [/^stopped before the first step; nothing had been learned yet$/, "第一步之前就已停止，还没有学到内容"],
   [/^stopped at step ([\d,]+) of ([\d,]+): held-out loss has not improved since step ([\d,]+), which is kept; the LoRA is (.*)$/, "停在第 $1 步（共 $2 步）：留出图片的损失自第 $3 步起不再下降，已保留第 $3 步的结果；LoRA 文件：$4"],
+  [/^stopped at step ([\d,]+) of ([\d,]+): prior drift has not risen since step ([\d,]+), so that more steps would teach little; the LoRA is (.*)$/, "停在第 $1 步（共 $2 步）：先验漂移自第 $3 步起不再上升，继续训练收获很小；LoRA 文件：$4"],
   [/^completed (\d+) steps?; the LoRA is (.*)$/, "训练完成，共 $1 步；LoRA 文件：$2"],
   [/^stopped after step (\d+) of (\d+).*; what was learned is (.*); Resume goes on from here$/, "停在第 $1 步（共 $2 步）；学到的内容已保存到 $3，点击“继续”可接着训练"],
   [/^failed at step (\d+): (.*); what was learned is kept, and Resume goes on from there$/, "第 $1 步失败：$2。学到的内容已保留，点击“继续”可接着训练"],

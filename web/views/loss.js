@@ -15,8 +15,8 @@ let uPlot = null;
 const loadPlot = async () => { uPlot = (await import("../vendor/uplot.mjs")).default; };
 addStyle(new URL("../vendor/uplot.css", import.meta.url).href);
 
-// `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too, and of a single run what was `measured` on held-out pictures,
-// [{step, held_out}], as percent above or below the base's loss.
+// `runs` are [{id, name}]; the first one's unsmoothed curve is drawn too, and of a single run what was `measured`, [{step, held_out, drift}]:
+// the loss on held-out pictures as percent above or below the base's, and how far prompts without the trigger have moved, on a scale of its own.
 export function LossChart({ runs, height = 190 }) {
   const box = useRef(null);
   const [amount, setAmount] = useState(readAmount);
@@ -28,7 +28,7 @@ export function LossChart({ runs, height = 190 }) {
   smoothing.current = amount;
   const latest = useRef(runs);
   latest.current = runs;
-  const measures = hasHeldOut(runs);
+  const measures = `${hasHeldOut(runs)} ${hasDrift(runs)}`;
 
   useEffect(() => {
     for (const run of runs) if (!curveOf(run.id)) loadCurve(run.id).catch(() => {});
@@ -118,10 +118,15 @@ function describe(runs) {
     const last = runs[0].measured.at(-1);
     parts.push(t("loss.heldOutNow", { share: percent(100 * last.held_out), step: last.step }));
   }
+  if (hasDrift(runs)) {
+    const last = runs[0].measured.at(-1);
+    parts.push(t("loss.driftNow", { drift: last.drift.toPrecision(3), step: last.step }));
+  }
   return parts.join(" ");
 }
 
-const hasHeldOut = (runs) => runs.length === 1 && runs[0].measured?.length > 0;
+const hasDrift = (runs) => runs.length === 1 && runs[0].measured?.length > 0;
+const hasHeldOut = (runs) => hasDrift(runs) && runs[0].measured.at(-1).held_out !== null;
 
 function dataOf(runs, amount) {
   const tables = runs.map((run, i) => {
@@ -132,6 +137,7 @@ function dataOf(runs, amount) {
   if (hasHeldOut(runs)) {
     tables.push([runs[0].measured.map((one) => one.step), runs[0].measured.map((one) => 100 * one.held_out)]);
   }
+  if (hasDrift(runs)) tables.push([runs[0].measured.map((one) => one.step), runs[0].measured.map((one) => one.drift)]);
   return tables.length === 1 ? tables[0].map((column) => column.slice()) : uPlot.join(tables);
 }
 
@@ -151,6 +157,10 @@ function makeChart(element, runs, data, height, setZoomed) {
     series.push({ label: t("loss.heldOut"), scale: "share", stroke: colour("--curve-2"), width: 2, value: (_, v) => (v == null ? "–" : percent(v)),
       points: { show: true, size: 5, fill: colour("--curve-2") }, spanGaps: true });
     axes.push({ ...axis, scale: "share", side: 1, size: 52, grid: { show: false }, values: (_, ticks) => ticks.map(percent) });
+  }
+  if (hasDrift(runs)) {
+    series.push({ label: t("loss.drift"), scale: "drift", stroke: colour("--muted"), width: 1, dash: [4, 3], value: (_, v) => short(v),
+      points: { show: true, size: 4, fill: colour("--muted") }, spanGaps: true });
   }
   made.plot = new uPlot({
     width: element.clientWidth || 400, height, series,

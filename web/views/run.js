@@ -45,16 +45,13 @@ export function RunPanel({ id, wide }) {
     <${Outcome} job=${both} waiting=${waiting} />
     <${Controls} job=${job} waiting=${waiting} onError=${setError} />
     <${Problem} error=${error} onClose=${() => setError(null)} />
-    ${job.step > 0 && html`<${LossChart} runs=${[{ id, name: job.name, measured: heldOut(job) }]} height=${wide ? 260 : 190} />`}
+    ${job.step > 0 && html`<${LossChart} runs=${[{ id, name: job.name, measured: job.measured ?? [] }]} height=${wide ? 260 : 190} />`}
     <${Previews} job=${both} />
     ${(job.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
     <${Facts} job=${both} />
     <${Log} id=${id} />
   </div>`;
 }
-
-// Of the pictures that are held back, where there are some.
-const heldOut = (job) => (job.measured ?? []).filter((one) => one.held_out !== null);
 
 function line(job) {
   if (job.status === "queued") return t("run.queued");
