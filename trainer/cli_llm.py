@@ -86,15 +86,23 @@ def _tell_end(run: LanguageRun, outcome: Outcome, options: argparse.Namespace) -
 
 def _need_packages() -> None:
     """ValueError when one of the packages that language models need is missing or too old."""
+    missing = missing_package()
+    if missing:
+        raise ValueError(f"language models need {missing}; {INSTALL}")
+
+
+def missing_package() -> str | None:
+    """Which package is missing or too old, as a part of a sentence; None when all are there."""
     from importlib.metadata import PackageNotFoundError, version
 
     for package, oldest in NEEDED.items():
         try:
             found = version(package)
         except PackageNotFoundError:
-            raise ValueError(f"language models need the package {package}, which is not installed; {INSTALL}") from None
+            return f"the package {package}, which is not installed"
         if tuple(int(part) for part in re.findall(r"\d+", found)[:2]) < oldest:
-            raise ValueError(f"language models need {package} {'.'.join(map(str, oldest))} or newer, and here is {found}; {INSTALL}")
+            return f"{package} {'.'.join(map(str, oldest))} or newer, and here is {found}"
+    return None
 
 
 def add_generate_options(draw: argparse.ArgumentParser) -> None:

@@ -144,7 +144,7 @@ def test_ctrl_c_stops_after_the_step_and_saves(config, tmp_path):
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), "--config", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     logs = Path(config.output_dir) / "logs"
     until = time.monotonic() + 300
-    while time.monotonic() < until and not any("step 2 loss" in log.read_text() for log in logs.glob("*.log")):
+    while time.monotonic() < until and process.poll() is None and not any("step 2 loss" in log.read_text() for log in logs.glob("*.log")):
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     out, errors = process.communicate(timeout=300)
