@@ -1,6 +1,6 @@
 """Settings that belong together: how much time a run may take (quick, balanced, best) times what is learned (a person, a style, ...).
 
-Each value stands beside its reason. "Measured" in a reason is the table in bench/quality.md, from `python bench/quality.py`.
+Each value stands beside its reason. "Measured" in a reason is the table in bench/QUALITY.md, from `python bench/quality.py`.
 """
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OF_PRESET: dict[str, dict[str, Value]] = {
 """`steps` is a factor on the number that purpose and pictures give."""
 
 _SHARED: dict[str, Value] = {
-    "unet_target_modules": Value(None, "attention and MLP; convolutions add nothing (spacepxl's study of SD fine-tuning)"),
+    "unet_target_modules": Value(None, "attention and MLP; convolutions add nothing in the end (measured; spacepxl's study of SD fine-tuning)"),
     "text_encoder_target_modules": Value(None, "not trained: no gain in that study, and the prompt score falls (measured)"),
     "preservation_weight": Value(0.0, "off, as it more than doubles a step's time; see the option's help for when to use it"),
     "timestep_sampling": Value("auto", "uniform for eps and v, logit-normal for flow (2403.03206)"),
