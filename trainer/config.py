@@ -145,7 +145,8 @@ class TrainConfig(CheckedSettings):
     # When to stop
     validation: bool = setting(False, help=(
         "From 12 pictures on, hold a tenth of them back and measure on them what is learned; the LoRA of the best step becomes the result."))
-    early_stop: bool = setting(True, help="With validation: end the run when the held-out pictures have got no better for a while.")
+    early_stop: bool = setting(True, help=(
+        "With validation: end the run when the held-out pictures have got no better for a while; where none are held out, when prior drift no longer rises."))
 
     # Output
     output_dir: str = setting("output", pattern=PATH, form="a path", help=(
