@@ -229,6 +229,7 @@ class Ranks(Alone):
         spins, pause = 200, 5e-5
         try:
             while not work.is_completed():
+                self.roll.look_for_store()
                 if self.roll.failure is not None:
                     raise self._lost()
                 if spins:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -48,12 +49,12 @@ class RollCall:
         self.people: list[tuple[str, int]] = []
         self.failure: Failure | None = None
         self._heard = {other: (0, time.monotonic()) for other in range(world)}
-        self._ended = threading.Event()
+        self._ended, self._reached, self._doubted = threading.Event(), time.monotonic(), None
         self._thread = threading.Thread(target=self._watch, name="hotlora-roll-call", daemon=True)
 
     def start(self, people: list[tuple[str, int]]) -> None:
         self.people = people
-        now = time.monotonic()
+        now = self._reached = time.monotonic()
         self._heard = {other: (0, now) for other in range(self.world)}
         self._thread.start()
 
@@ -81,7 +82,7 @@ class RollCall:
                 names = ", ".join(self.name(rank) for rank in missing)
                 self._settle(Failure(missing[0], f"{names} was lost: it was killed, or its machine or network is gone", True, min(present)))
             else:
-                self._settle(Failure(self.rank, f"the connection between the processes failed: {str(error).splitlines()[0]}", False, 0))
+                self._settle(Failure(self.rank, f"the connection between the processes failed: {brief(error)}", False, 0))
         return self.failure
 
     def _call(self) -> tuple[list[int], list[int]]:
@@ -126,13 +127,26 @@ class RollCall:
             self.failure = Failure(**json.loads(self.store.get("failure")))
         return self.failure is not None
 
-    def _without_store(self, error: BaseException) -> Failure:
-        """The store lives with the first process, or with what launched it."""
-        self.failure = self.failure or Failure(0, f"{self.name(0)}, or what launched it, was lost ({str(error).splitlines()[0]})", True, min(1, self.world - 1))
+    def _without_store(self, error: BaseException | str) -> Failure:
+        """The store lives with the first process, or with what launched it; the first of those on each machine that miss it says so."""
+        host = self.people[self.rank][0] if self.people else ""
+        speaker = next((rank for rank, (other, _) in enumerate(self.people) if rank and other == host), self.rank)
+        self.failure = self.failure or Failure(0, f"{self.name(0)}, or what launched it, was lost ({brief(error)})", True, speaker)
         return self.failure
 
+    def look_for_store(self) -> None:
+        """Where no packet comes back, a question to the store waits in its thread for longer than anybody should: whoever waits looks at this.
+        The thread is given time first, as it may itself have been kept from asking."""
+        now = time.monotonic()
+        if self.failure or not self._thread.is_alive() or now - self._reached < SILENCE:
+            self._doubted = None
+        elif self._doubted is None:
+            self._doubted = now
+        elif now - self._doubted > 3 * ANSWER:
+            self._without_store(f"nothing was heard of it for {now - self._reached:.0f} s")
+
     def _watch(self) -> None:
-        answered, reached = False, time.monotonic()
+        answered, self._reached = False, time.monotonic()
         while not self._ended.wait(LOOK):
             try:
                 self.store.add(f"beat/{self.rank}", 1)
@@ -142,9 +156,9 @@ class RollCall:
                     self.store.add(f"present/{self.rank}", 1)
                     answered = True
                 self._listen(range(1, self.world) if self.rank == 0 else [0])
-                reached = time.monotonic()
+                self._reached = time.monotonic()
             except (RuntimeError, OSError) as error:
-                if time.monotonic() - reached > SILENCE and not self._ended.is_set():
+                if time.monotonic() - self._reached > SILENCE and not self._ended.is_set():
                     self._without_store(error)
                     return
 
@@ -157,3 +171,9 @@ class RollCall:
             elif now - self._heard[other][1] > SILENCE:
                 speaker = 0 if other else 1
                 self._settle(Failure(other, f"{self.name(other)} was lost: nothing was heard of it for {SILENCE:.0f} s", True, speaker))
+
+
+def brief(error: BaseException | str) -> str:
+    """The part of a message of gloo's or the store's that says what happened."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[[^]]*\.(?:cc|cpp|h):\d+\] *", "", text).partition(" This is typically")[0].rstrip(".")
