@@ -39,7 +39,7 @@ def stop_of(run: dict[str, Any], every: int = 25, alone: bool = False) -> tuple[
     return progress.best or stopped, stopped
 
 
-RULES = {"held-out loss, every 25": {}, "held-out loss, every 75": {"every": 75}, "prior drift alone, every 25": {"alone": True}}
+RULES = {"held-out loss, every 25": {}, "held-out loss, every 150": {"every": 150}, "prior drift alone, every 25": {"alone": True}}
 
 
 def stops(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

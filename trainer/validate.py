@@ -35,7 +35,8 @@ STRATA = 4
 DRIFTS = 4
 """Predictions of which the prior drift is the mean."""
 COST = 0.03
-"""Share of a run's time that measuring may take. A step costs two forwards for each of its samples."""
+"""Share of a run's time that measuring may take. A step costs at least two forwards for each of its samples, but on a small base a batch of many costs
+little more than half as many single ones."""
 FIRST, PATIENCE, SETTLED = 0.2, 0.3, 0.2
 """Shares of a run's steps: it is never stopped in the first of them, but when the best lies so far behind, or, where nothing is held back, when
 the drift has found no new height for so long (see bench/QUALITY.md)."""
@@ -150,7 +151,8 @@ class Validation:
         forwards = len(self.dataset.held_out) * STRATA + DRIFTS
         planning = 2 * self.config.batch_size  # the micro-step that tells what memory is needed
         # the base is measured once, with as many to find what it draws
-        budget = COST * 2 * total_steps * self.dataset.order.group - 2 * forwards - planning
+        samples = self.dataset.order.group
+        budget = COST * total_steps * (samples + math.ceil(samples / self.config.batch_size)) - 2 * forwards - planning
         return math.ceil(total_steps / max(1, math.floor(budget / forwards)))
 
     def measure(self, adapter: Adapter, step: int, give_way: Callable[[], None] = lambda: None) -> Measurement:
