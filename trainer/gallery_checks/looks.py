@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageStat
 
 from . import measures
 from ..output_files import OutputError, write_atomically
@@ -88,7 +88,7 @@ def look_at(path: Path, max_megapixels: float = 180.0) -> Look:
     return Look(
         work_scale=work.width / full_width, sharpest_edge=sharpest, edge_across=across, smoothest=smooth[0], smeared=smooth[1],
         steepest=steep[0], steeper_across=steep[1], noise=noise, noise_whiteness=whiteness,
-        contrast=float(rgb_HW3.reshape(-1, 3).std(0).max()), jpeg_quality=measures.jpeg_quality(tables), kept_frequencies=kept,
+        contrast=max(ImageStat.Stat(work).stddev), jpeg_quality=measures.jpeg_quality(tables), kept_frequencies=kept,
         shifted_frequencies=shifted, history_certainty=certainty, history_quality=quality, enlarged=enlarged[0], enlarged_certainty=enlarged[1],
         detail=1.0 if was_reduced else measures.fine_detail(native_HW), flatness=measures.flatness(native_HW),
         repeated=1.0 if was_reduced else measures.repeated_pixels(native_HW), bar_top=bar["top"], bar_bottom=bar["bottom"],

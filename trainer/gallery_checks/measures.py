@@ -326,7 +326,7 @@ def _bar_at_the_top(rgb_HW3: np.ndarray) -> tuple[float, np.ndarray, bool]:
     head = rgb_HW3[:height * 6 // 10].astype(np.int16)
     # without noise or compression a bar may be told from a background that is nearly as dark
     allowed = 5 if np.abs(head[:2] - colour).max() <= 1 else 14
-    share = (np.abs(head - colour).max(-1) > allowed).mean(1)
+    share = (_largest_difference(head, colour) > allowed).mean(1)
     plain = share < 0.02
     if not plain[0] or plain.all():
         return 0.0, colour, False
@@ -337,7 +337,13 @@ def _bar_at_the_top(rgb_HW3: np.ndarray) -> tuple[float, np.ndarray, bool]:
     if not end < 0.45 * height or not len(following) or not straight or plain[end:].mean() > 0.1:
         return 0.0, colour, False
     own_colour = np.median(following, axis=1, keepdims=True)
-    return end / height, colour, bool((np.abs(following - own_colour).max(-1) > 6).mean() > 0.25)
+    return end / height, colour, bool((_largest_difference(following, own_colour) > 6).mean() > 0.25)
+
+
+def _largest_difference(rgb_HW3: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of the three channels, each on its own: numpy reduces an axis of three slowly."""
+    red, green, blue = (np.abs(rgb_HW3[..., i] - other[..., i]) for i in range(3))
+    return np.maximum(np.maximum(red, green), blue)
 
 
 def perceptual_hash(grey_32: np.ndarray) -> np.ndarray:
@@ -350,5 +356,5 @@ def perceptual_hash(grey_32: np.ndarray) -> np.ndarray:
 
 def missing_part(rgb_HW3: np.ndarray) -> float:
     """Share of the height that is one flat grey (128) at the bottom: what a decoder puts where a broken download ends."""
-    flat = (np.abs(rgb_HW3[::-1].astype(np.int16) - 128).max(-1) <= 2).mean(1) > 0.995
+    flat = (_largest_difference(rgb_HW3[::-1].astype(np.int16), np.array([128, 128, 128], dtype=np.int16)) <= 2).mean(1) > 0.995
     return float(flat.argmin() if not flat.all() else len(flat)) / len(flat)
