@@ -66,6 +66,7 @@ class Peers:
     def _watch(self) -> None:
         """A wait inside a GPU's library cannot be broken off, so the process ends here."""
         while not self._settled.wait(0.5):
+            self.roll.look_for_store()
             failure = self.roll.failure
             if failure is None or self._settled.wait(GRACE):
                 continue
