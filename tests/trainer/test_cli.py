@@ -112,7 +112,8 @@ def test_dry_run_says_all_and_writes_nothing(yaml, gallery, tmp_path):
     before = sorted(p for p in tmp_path.rglob("*"))
     done = run("--config", yaml, "--dry-run")
     assert done.returncode == 0, done.stderr
-    for expected in ("broken.jpg", "64x64 (6)", "steps: 12", "estimated time", "memory: ", "it fits", "<lora:face:1>", "nothing was trained"):
+    for expected in ("broken.jpg", "64x64 (6)", "steps: 12", "estimated time", "memory: ", "it fits", "<lora:face:1>", "nothing was trained",
+                     "gallery check: ", " of 100, "):
         assert expected in done.stdout, expected
     assert sorted(p for p in tmp_path.rglob("*")) == before
 

@@ -1,7 +1,10 @@
 """Real loading and generation with small models of the real classes, saved as a user has them."""
 from __future__ import annotations
 
+import gc
 import json
+import weakref
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 from PIL import Image
 
 from hotlora.tests.trainer.captions import small_models
+from hotlora.trainer.captions import automatic
 from hotlora.trainer.captions.automatic import CaptionWishes, caption_folder
 from hotlora.trainer.captions.library import ModelChoice, kind_of, load_model
 from hotlora.trainer.captions.models import Input
@@ -33,6 +37,33 @@ def test_blip_says_the_same_alone_and_in_a_batch(make, tmp_path: Path) -> None:
     assert [said.sentence for said in together] == [said.sentence for said in alone]
     assert all(set(said.sentence.split()) <= set(small_models.WORDS) and len(said.sentence.split()) >= 3 for said in together)
     assert load_model(ModelChoice(str(tmp_path / "model"))).name == "model"
+
+
+@pytest.mark.parametrize("make", [small_models.blip_folder, small_models.clip_folder])
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_weight_of_the_model_stays_after_it(make, fails: bool, tmp_path: Path, monkeypatch) -> None:
+    weights: list[weakref.ref] = []
+
+    def loaded(choice):
+        model = load_model(choice)
+        owners = [one for one in (model, *vars(model).values()) if hasattr(one, "__dict__")]  # CLIP's is in what the tags are read from
+        held = [part for owner in owners for part in vars(owner).values() if isinstance(part, torch.nn.Module)]
+        weights.extend(weakref.ref(one) for part in held for one in part.parameters())
+        return model
+
+    def progress(done: int, total: int) -> None:
+        if fails:
+            raise RuntimeError("the page has gone")
+
+    monkeypatch.setattr(automatic, "load_model", loaded)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i, picture in enumerate(PICTURES):
+        picture.save(pictures / f"{i}.png")
+    with pytest.raises(RuntimeError, match="gone") if fails else nullcontext():
+        caption_folder(pictures, ModelChoice(str(make(tmp_path / "model")), device="cpu"), CaptionWishes(), progress)
+    gc.collect()
+    assert len(weights) > 10 and not any(one() is not None for one in weights)
 
 
 def test_blip_is_what_transformers_alone_gives(tmp_path: Path) -> None:
