@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -62,7 +63,7 @@ def export_job(path: Path, material: Material, base: BaseFacts) -> Exported:
     if material.prior:
         told["prior"] = contents.add_gallery("prior", material.prior)
     if config.init_lora:
-        contents.sources[INIT_LORA] = Path(config.init_lora).expanduser()
+        contents.sources[INIT_LORA] = Path(os.path.expanduser(config.init_lora))
     settings = portable(config, material.name, base.name)
     with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write(archive, SETTINGS_FILE, settings.to_yaml().encode("utf-8"))

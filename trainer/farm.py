@@ -87,7 +87,7 @@ def read_jobs(files: list[Path], out: Path) -> list[Job]:
 def _read_job(file: Path, out: Path) -> Job:
     config, _ = load_config(file)
     existing_folder(config.train_data_dir)
-    if config.base_model != "demo" and not Path(config.base_model).expanduser().exists():
+    if config.base_model != "demo" and not Path(os.path.expanduser(config.base_model)).exists():
         raise ValueError(f"base_model {config.base_model} does not exist; correct the path")
     name = name_of(config)
     job = Job(file, name, out, on_cpu=config.device == "cpu", digest=_digest(config))

@@ -55,7 +55,7 @@ def existing_folder(folder: str | Path) -> Path:
     """The gallery's path. Raises ValueError when it is not given, not there, or not a folder."""
     if not str(folder).strip():
         raise ValueError("No gallery is given; set train_data_dir to the folder with your pictures.")
-    root = Path(folder).expanduser()
+    root = Path(os.path.expanduser(folder))
     if root.is_file():
         raise ValueError(f"The gallery {printable(folder)} is a file; give the folder that holds the pictures.")
     if not root.is_dir():
@@ -65,7 +65,7 @@ def existing_folder(folder: str | Path) -> Path:
 
 def existing_metadata(metadata_path: str | Path, root: Path) -> Path:
     """The metadata file, from the current folder or from the gallery. Raises ValueError when it is in neither."""
-    path = Path(metadata_path).expanduser()
+    path = Path(os.path.expanduser(metadata_path))
     for candidate in (path, root / path):
         if candidate.is_file():
             return candidate

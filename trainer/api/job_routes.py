@@ -1,6 +1,7 @@
 """Routes of the jobs and their events."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..presets import FORMER_NAMES, PRESETS
@@ -51,7 +52,7 @@ def listing(call: Call) -> dict:
 def start(call: Call) -> dict:
     settings, preset = run_of(call)
     job = call.api.jobs.submit(settings, preset)
-    call.api.galleries.used(Path(settings["train_data_dir"]).expanduser())
+    call.api.galleries.used(Path(os.path.expanduser(settings["train_data_dir"])))
     return job.public()
 
 

@@ -5,6 +5,7 @@ import difflib
 import gc
 import hashlib
 import logging
+import os
 import traceback
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
@@ -52,7 +53,7 @@ def load_base(base_model: str, device: str = "auto", dtype: torch.dtype | str | 
         parts = load_folder(DEMO_DIR, chosen, weights)
         parts.name = "demo"
         return StandaloneBackend(parts, chosen, weights)
-    path = Path(base_model).expanduser()
+    path = Path(os.path.expanduser(base_model))
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run any code when it is opened, and is not read; "
                          "use the .safetensors version of the model or convert it in a program that you trust")

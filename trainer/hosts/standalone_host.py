@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -135,7 +136,7 @@ def find_bases(given: list[str]) -> list[str]:
     """What `--base` names: demo, files and diffusers folders, and for any other folder the checkpoints in it. ValueError for what is not there."""
     found: list[str] = []
     for text in given or ["demo"]:
-        path = Path(text).expanduser()
+        path = Path(os.path.expanduser(text))
         if text == "demo" or path.is_file() or (path / "model_index.json").is_file():
             found.append(text if text == "demo" else str(path))
         elif path.is_dir():

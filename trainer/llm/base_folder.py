@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def architectures(folder: Path) -> list[str]:
 
 def find_base(base_model: str) -> Path:
     """The folder of a base; ValueError says what is wrong with it. A name such as owner/model is looked for in the local cache only."""
-    folder = Path(base_model).expanduser()
+    folder = Path(os.path.expanduser(base_model))
     if not folder.exists() and CACHED_NAME.fullmatch(base_model):
         folder = _in_cache(base_model) or folder
     if not folder.exists():

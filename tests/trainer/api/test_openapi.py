@@ -64,7 +64,7 @@ def test_no_request_is_a_500(client, gallery, route, monkeypatch):
     # what is asked for is queued; hours of large pictures are not drawn
     monkeypatch.setattr("hotlora.trainer.drawing.DrawingQueue._work", lambda queue: None)
     job = client.post("jobs", {"settings": {"train_data_dir": str(gallery), "steps": 1, "lora_rank": 1}}, 201)["id"]
-    known = [str(gallery), "0.png", "1.txt", job, "mascot", "my pictures", "train_data_dir", "steps", "name", "balanced", "x.yaml", "train_data_dir: a"]
+    known = [str(gallery), "0.png", "1.txt", job, "mascot", "my pictures", "train_data_dir", "steps", "name", "balanced", "x.yaml", "train_data_dir: a", "~0"]
 
     @given(request=requests(route, known))
     @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
