@@ -1,10 +1,11 @@
 """Where things lie in ComfyUI: the user's pictures, what runs write, and the LoRA files."""
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import folder_paths
+
+from ..trainer.paths import path_of
 
 
 def gallery_folder(text: str) -> Path:
@@ -12,7 +13,7 @@ def gallery_folder(text: str) -> Path:
     text = text.strip().strip('"')
     if not text:
         raise ValueError("folder is empty; give the folder with your pictures, a full path or one under ComfyUI's input folder")
-    path = Path(os.path.expanduser(text))
+    path = path_of(text)
     places = [path] if path.is_absolute() else [Path(folder_paths.get_input_directory()) / path, Path.cwd() / path]
     for place in places:
         if place.is_dir():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from .hosts.base_files import BaseFacts
 from .output_files import written_whole
 from .run import Material
 from .. import __version__
+from .paths import path_of
 
 FORMAT, VERSION = "hotlora-bundle", 1
 MANIFEST, SETTINGS_FILE, INIT_LORA = "bundle.json", "job.yaml", "init_lora.safetensors"
@@ -63,7 +63,7 @@ def export_job(path: Path, material: Material, base: BaseFacts) -> Exported:
     if material.prior:
         told["prior"] = contents.add_gallery("prior", material.prior)
     if config.init_lora:
-        contents.sources[INIT_LORA] = Path(os.path.expanduser(config.init_lora))
+        contents.sources[INIT_LORA] = path_of(config.init_lora)
     settings = portable(config, material.name, base.name)
     with written_whole(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write(archive, SETTINGS_FILE, settings.to_yaml().encode("utf-8"))

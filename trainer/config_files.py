@@ -40,14 +40,17 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), text: str | Non
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     changed, more = translate(given, whole_file=False)
-    for length, other in (("steps", "epochs"), ("epochs", "steps")):
-        if changed.get(length) is not None and changed.get(other) is None:
-            settings.pop(other, None)
     try:
-        config = TrainConfig.from_dict({**settings, **changed})
+        config = TrainConfig.from_dict(overridden(settings, changed))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return config, warnings + more + without_effect(config)
+
+
+def overridden(settings: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    """`settings` of a file with what was changed for one run; a length in steps there takes the place of one in epochs, and the other way."""
+    replaced = {other for length, other in (("steps", "epochs"), ("epochs", "steps")) if changed.get(length) is not None and changed.get(other) is None}
+    return {**{name: value for name, value in settings.items() if name not in replaced}, **changed}
 
 
 def read_values(path: str | Path, text: str | None = None) -> dict[str, Any]:

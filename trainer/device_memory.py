@@ -27,7 +27,7 @@ def memory_of(device: torch.device) -> int | None:
     if with_allocator(device):
         return getattr(torch, device.type).get_device_properties(_index(device)).total_memory
     if sys.platform == "win32":
-        return _windows_memory().total
+        return _windows_memory()[0]
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -51,7 +51,7 @@ def free_of(device: torch.device) -> int | None:
         recommended = getattr(torch.mps, "recommended_max_memory", None)
         return recommended() - torch.mps.driver_allocated_memory() if recommended else None
     if sys.platform == "win32":
-        return _windows_memory().free
+        return _windows_memory()[1]
     return _linux_free()
 
 
@@ -106,7 +106,8 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _windows_memory():
+def _windows_memory() -> tuple[int | None, int | None]:
+    """All, and what is free."""
     import ctypes
 
     class Status(ctypes.Structure):
@@ -114,5 +115,4 @@ def _windows_memory():
             "total", "free", "page_total", "page_free", "virtual_total", "virtual_free", "extended_free"))]
 
     status = Status(length=ctypes.sizeof(Status))
-    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))
-    return status
+    return (status.total, status.free) if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else (None, None)

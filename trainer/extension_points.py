@@ -25,7 +25,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import os
 import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_file_location
@@ -33,6 +32,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
 
+from .paths import path_of
 from .settings import nearest
 
 ARGUMENTS = {"augmentation": ("picture", "rng"), "loss_term": ("out_BCHW", "target_BCHW", "t_B", "batch")}
@@ -69,7 +69,7 @@ def load_class(spec: str, setting_name: str) -> type:
 
 def load_module(place: str, setting_name: str) -> ModuleType:
     """Import a module by its dotted name, or a file that ends in .py; ValueError with the reason when that fails."""
-    path = Path(os.path.expanduser(place)) if place.endswith(".py") else None
+    path = path_of(place) if place.endswith(".py") else None
     if path is not None and not path.is_file():
         raise ValueError(f"{setting_name}: there is no file {path} (looked from {Path.cwd()}); mend the path")
     try:

@@ -22,6 +22,7 @@ from .gallery_files import existing_folder
 from .hosts.standalone import pick_device
 from .job_settings import name_of
 from .output_files import write_atomically
+from .paths import path_of
 from .progress_file import read_progress, write_progress
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def read_jobs(files: list[Path], out: Path) -> list[Job]:
 def _read_job(file: Path, out: Path) -> Job:
     config, _ = load_config(file)
     existing_folder(config.train_data_dir)
-    if config.base_model != "demo" and not Path(os.path.expanduser(config.base_model)).exists():
+    if config.base_model != "demo" and not path_of(config.base_model).exists():
         raise ValueError(f"base_model {config.base_model} does not exist; correct the path")
     name = name_of(config)
     job = Job(file, name, out, on_cpu=config.device == "cpu", digest=_digest(config))

@@ -10,6 +10,7 @@ from pathlib import Path
 from .captions.matching import composed
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from .captions.sidecar import tidy
+from .paths import path_of
 from .pictures import SUFFIXES
 
 METADATA_FILES = ("metadata.csv", "metadata.jsonl")
@@ -55,7 +56,7 @@ def existing_folder(folder: str | Path) -> Path:
     """The gallery's path. Raises ValueError when it is not given, not there, or not a folder."""
     if not str(folder).strip():
         raise ValueError("No gallery is given; set train_data_dir to the folder with your pictures.")
-    root = Path(os.path.expanduser(folder))
+    root = path_of(folder)
     if root.is_file():
         raise ValueError(f"The gallery {printable(folder)} is a file; give the folder that holds the pictures.")
     if not root.is_dir():
@@ -65,7 +66,7 @@ def existing_folder(folder: str | Path) -> Path:
 
 def existing_metadata(metadata_path: str | Path, root: Path) -> Path:
     """The metadata file, from the current folder or from the gallery. Raises ValueError when it is in neither."""
-    path = Path(os.path.expanduser(metadata_path))
+    path = path_of(metadata_path)
     for candidate in (path, root / path):
         if candidate.is_file():
             return candidate

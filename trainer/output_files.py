@@ -97,9 +97,7 @@ def put_folder(temporary: Path, path: Path) -> Path | None:
                 with open(file, "rb+") as opened:
                     os.fsync(opened.fileno())
         if path.exists():
-            number = next(number for number in itertools.count(1) if not path.with_name(f"{path.name}-v{number}").exists())
-            kept = path.with_name(f"{path.name}-v{number}")
-            os.rename(path, kept)
+            kept = put_aside(path)
         try:
             os.rename(temporary, path)
         except OSError:
@@ -109,6 +107,13 @@ def put_folder(temporary: Path, path: Path) -> Path | None:
         _flush_folder(path.parent)
     except OSError as error:
         raise _output_error(path, sum(file.stat().st_size for file in temporary.rglob("*") if file.is_file()), error) from error
+    return kept
+
+
+def put_aside(folder: Path) -> Path:
+    """Give the folder the first free of the names `name-v1`, `name-v2`, ...; returns that path."""
+    kept = next(kept for number in itertools.count(1) if not (kept := folder.with_name(f"{folder.name}-v{number}")).exists())
+    os.rename(folder, kept)
     return kept
 
 

@@ -9,6 +9,7 @@ from typing import Callable
 from urllib.parse import urlsplit
 
 from ..gallery_files import existing_folder, list_files, relative_name
+from ..paths import path_of
 from .messages import ApiError, Request
 
 READING = ("GET", "HEAD")
@@ -72,7 +73,7 @@ def check_size(length: int, limit: int) -> None:
 def allowed_folder(folder: str, roots: list[Path] | None, home: Path) -> Path:
     """A gallery's folder that may be read, links followed. ValueError when it is not there; 403 when it is out of bounds."""
     bounds = bounds_of(roots, home)
-    path = Path(os.path.expanduser(folder))
+    path = path_of(folder)
     if bounds is not None and not _within(path, bounds):
         raise ApiError(403, f"{folder[:300]} is outside of the folders that may be used here ({', '.join(map(str, bounds))}); "
                             "put the pictures into one of them, or ask who runs this server to allow it")

@@ -1,9 +1,9 @@
 """Routes of the jobs and their events."""
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from ..paths import path_of
 from ..presets import FORMER_NAMES, PRESETS
 from .guard import allowed_folder, check_file, check_links
 from .info_routes import SETTINGS_BODY
@@ -52,7 +52,7 @@ def listing(call: Call) -> dict:
 def start(call: Call) -> dict:
     settings, preset = run_of(call)
     job = call.api.jobs.submit(settings, preset)
-    call.api.galleries.used(Path(os.path.expanduser(settings["train_data_dir"])))
+    call.api.galleries.used(path_of(settings["train_data_dir"]))
     return job.public()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from ..caption_choices import KNOWN, Known
+from ..paths import path_of
 
 FOLDER = "captioners"
 CHUNK = 1 << 20
@@ -35,7 +36,7 @@ def repo_of(name: str) -> str | None:
 
 def find_local(name: str, folders: list[Path]) -> Path | None:
     """A model by path or by name: in the given model folders, their `captioners`, or where other programs keep downloads."""
-    path = Path(os.path.expanduser(name))
+    path = path_of(name)
     if path.exists():
         return path
     repo = repo_of(name)
@@ -75,7 +76,7 @@ def offered(folders: list[Path]) -> list[dict[str, Any]]:
 
 def inside_folders(name: str, folders: list[Path]) -> None:
     """ValueError for a path outside of the model folders: what others on the network may name is bounded."""
-    path = Path(os.path.expanduser(name))
+    path = path_of(name)
     if path.exists() and not any(path.resolve().is_relative_to(folder.resolve()) for folder in folders):
         raise ValueError(f"caption_model is {name[:200]!r}, which lies outside of the model folders ({', '.join(map(str, folders))}); put it there, or use "
                          f"one of {', '.join(KNOWN)}")

@@ -1,10 +1,10 @@
 """Which base it is, told by its files and without loading it: the same hash and name as those of the backend that has loaded it."""
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..paths import path_of
 from .fingerprint import sha256_of
 from .folder import files_of
 from .standalone import DEMO_DIR
@@ -25,7 +25,7 @@ def base_files(base_model: str) -> list[Path]:
     """The files of a base as `load_base` takes it. ValueError when there is no such base."""
     if base_model == "demo":
         return files_of(DEMO_DIR)
-    path = Path(os.path.expanduser(base_model))
+    path = path_of(base_model)
     if path.is_dir():
         return files_of(path)
     if not path.is_file():
@@ -35,7 +35,7 @@ def base_files(base_model: str) -> list[Path]:
 
 def facts_of_base(base_model: str) -> BaseFacts:
     """Reads all of it, the first time."""
-    path = Path(os.path.expanduser(base_model))
+    path = path_of(base_model)
     return facts_of_files("demo" if base_model == "demo" else path.resolve().name if path.is_dir() else path.stem, base_files(base_model))
 
 

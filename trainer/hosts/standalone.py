@@ -5,7 +5,6 @@ import difflib
 import gc
 import hashlib
 import logging
-import os
 import traceback
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
@@ -23,6 +22,7 @@ from ..lora_keys import UNetLayout, layout_of, ldm_path, text_path
 from ..memory import is_out_of_memory
 from ..objective import Prediction
 from ..offloading import StreamedWeights
+from ..paths import path_of
 from .fingerprint import sha256_of
 from .folder import load_folder
 from .parts import Parts
@@ -53,7 +53,7 @@ def load_base(base_model: str, device: str = "auto", dtype: torch.dtype | str | 
         parts = load_folder(DEMO_DIR, chosen, weights)
         parts.name = "demo"
         return StandaloneBackend(parts, chosen, weights)
-    path = Path(os.path.expanduser(base_model))
+    path = path_of(base_model)
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run any code when it is opened, and is not read; "
                          "use the .safetensors version of the model or convert it in a program that you trust")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from ..backend import Backend
 from ..config import TrainConfig
 from ..needs import family_of_file
+from ..paths import path_of
 from .base_files import base_files
 from .standalone import StandaloneBackend, load_base, pick_device
 
@@ -136,7 +136,7 @@ def find_bases(given: list[str]) -> list[str]:
     """What `--base` names: demo, files and diffusers folders, and for any other folder the checkpoints in it. ValueError for what is not there."""
     found: list[str] = []
     for text in given or ["demo"]:
-        path = Path(os.path.expanduser(text))
+        path = path_of(text)
         if text == "demo" or path.is_file() or (path / "model_index.json").is_file():
             found.append(text if text == "demo" else str(path))
         elif path.is_dir():

@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from ..paths import path_of
 
 CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel)$")
 """How transformers ends the names of its causal language models; GPT-2's is the older form."""
@@ -34,7 +35,7 @@ def architectures(folder: Path) -> list[str]:
 
 def find_base(base_model: str) -> Path:
     """The folder of a base; ValueError says what is wrong with it. A name such as owner/model is looked for in the local cache only."""
-    folder = Path(os.path.expanduser(base_model))
+    folder = path_of(base_model)
     if not folder.exists() and CACHED_NAME.fullmatch(base_model):
         folder = _in_cache(base_model) or folder
     if not folder.exists():

@@ -20,6 +20,7 @@ from ..session import NotANumber
 from ..state import step_stem
 from .checkpoints import mark_complete
 from .config import LanguageConfig
+from .peers import is_one_of_several, wait_for_all
 
 log = logging.getLogger(__name__)
 NOT_OF_THE_ADAPTER = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "training_args.bin", "complete.json", "scaler.pt")
@@ -63,7 +64,7 @@ class Flow(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        _wait_for_all()
+        wait_for_all()
         self._state_written = time.monotonic()
         if not state.is_world_process_zero:
             return
@@ -155,17 +156,8 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 def _on_any_process(flags: list[bool], device: torch.device) -> list[bool]:
     """Each flag, set on all processes if it is on one."""
-    if not _is_distributed():
+    if not is_one_of_several():
         return flags
     together = torch.tensor(flags, dtype=torch.uint8, device=device)
     torch.distributed.all_reduce(together, op=torch.distributed.ReduceOp.MAX)
     return [bool(flag) for flag in together.tolist()]
-
-
-def _wait_for_all() -> None:
-    if _is_distributed():
-        torch.distributed.barrier()
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1

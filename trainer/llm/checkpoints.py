@@ -9,13 +9,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..output_files import write_atomically
+from ..output_files import put_aside, write_atomically
 
 log = logging.getLogger(__name__)
 COMPLETE = "complete.json"
 """Written last, and only when all else is on the disk."""
 RUN = "run.json"
-KEPT = 2
 STEP = re.compile(r"checkpoint-(\d+)")
 
 
@@ -53,12 +52,7 @@ def begin_anew(folder: Path) -> Path | None:
     if not find_checkpoints(folder):
         shutil.rmtree(folder)
         return None
-    number = 1
-    while folder.with_name(f"{folder.name}-v{number}").exists():
-        number += 1
-    aside = folder.with_name(f"{folder.name}-v{number}")
-    os.rename(folder, aside)
-    return aside
+    return put_aside(folder)
 
 
 def write_run(folder: Path, facts: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ..needs import ADAM, memory_of
+from ..device_memory import free_of, memory_of
+from ..needs import ADAM
 from .config import LanguageConfig
 
 MEASURED_TOKENS = 128
@@ -130,15 +131,8 @@ def _seconds(model: Any, batch: dict[str, torch.Tensor]) -> float:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on the device; what the machine has where it does not tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "cpu":
-        try:
-            lines = Path("/proc/meminfo").read_text().splitlines()
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-        except (OSError, StopIteration, ValueError):
-            pass
-    return memory_of(device)
+    free = free_of(device)
+    return memory_of(device) if free is None else free
 
 
 def advice(config: LanguageConfig) -> str:

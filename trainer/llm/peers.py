@@ -19,6 +19,16 @@ SIGNS = ("gloo", "nccl", "connection reset", "connection closed", "connection re
 """Words in errors of torch.distributed when a process is gone."""
 
 
+def is_one_of_several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+
+
+def wait_for_all() -> None:
+    """For the other processes, if there are any."""
+    if is_one_of_several():
+        torch.distributed.barrier()
+
+
 class Peers:
     """This process among the `world` of a launcher, which transformers' Trainer has joined; alone, it does nothing."""
 

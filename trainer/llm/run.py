@@ -24,6 +24,7 @@ from .config import LanguageConfig
 from .material import Material
 from .model import DTYPES, add_adapter, check_bits, load_base
 from .needs import advice, check_fits, free_memory, measure, weights_on_paper
+from .peers import Peers, wait_for_all
 from .tokens import Collator
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ class LanguageRun:
 
     def __init__(self, material: Material, warnings: list[str] = ()) -> None:
         from .callbacks import Flow
-        from .peers import Peers
         from .trainer import training_arguments
 
         self.material, self.config, self.name, self.warnings = material, material.config, material.name, list(warnings)
@@ -182,7 +182,7 @@ class LanguageRun:
             else:
                 remove_incomplete(self.checkpoints)
             write_run(self.checkpoints, self._facts())
-        _together()
+        wait_for_all()
 
     def _facts(self) -> dict[str, Any]:
         weights = sorted((file.name, file.stat().st_size) for file in self.material.base.iterdir() if file.suffix in (".safetensors", ".bin", ".json"))
@@ -225,7 +225,7 @@ class LanguageRun:
         temporary = self.folder / f".{self.name}.tmp"
         if self.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
-        _together()
+        wait_for_all()
         try:
             self.trainer.save_model(str(temporary))
             if self.is_first:
@@ -243,7 +243,7 @@ class LanguageRun:
         finally:
             if self.is_first:
                 shutil.rmtree(temporary, ignore_errors=True)
-        _together()
+        wait_for_all()
         return path
 
     def _merge(self, adapter: Path) -> list[Path]:
@@ -311,9 +311,3 @@ class LanguageRun:
 
 def _perplexity(loss: float) -> str:
     return f"{torch.tensor(loss).double().exp().item():.4g}"
-
-
-def _together() -> None:
-    """Wait for the other processes, if there are any."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
