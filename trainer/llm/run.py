@@ -20,7 +20,6 @@ from ..session import Outcome
 from .. import __name__ as PACKAGE
 from ... import __version__
 from .checkpoints import (begin_anew, checkpoints_folder, find_checkpoints, read_run, remove_incomplete, write_run)
-from .config import LanguageConfig
 from .material import Material
 from .model import DTYPES, add_adapter, check_bits, load_base
 from .needs import advice, check_fits, free_memory, measure, weights_on_paper
