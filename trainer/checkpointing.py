@@ -1,6 +1,8 @@
 """Gradient checkpointing for a denoiser or a text encoder, whoever wrote it: blocks compute their activations twice."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -22,13 +24,18 @@ class CheckpointedForward:
 
     def __call__(self, *args, **kwargs):
         if torch.is_grad_enabled():
-            return checkpoint(self.base, *args, use_reentrant=False, **kwargs)
+            return checkpoint(self.base, *map(_as_now, args), use_reentrant=False, **{key: _as_now(value) for key, value in kwargs.items()})
         return self.base(*args, **kwargs)
 
     def base(self, *args, **kwargs):
         if self.before is not None:
             return self.before(*args, **kwargs)
         return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def _as_now(argument: Any) -> Any:
+    """ComfyUI tells its blocks by a dictionary which one they are, and writes the next one into it: the second run must read what the first read."""
+    return dict(argument) if type(argument) is dict else argument
 
 
 def set_checkpointing(module: nn.Module, on: bool) -> None:

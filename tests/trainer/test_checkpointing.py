@@ -55,6 +55,39 @@ def test_same_gradients_with_frozen_inputs_and_dropout_and_less_kept():
     assert kept_again < kept / 2
 
 
+class BasicTransformerBlock(nn.Module):
+    """As ComfyUI's: looks up by the options which block of the model it is, for patches that change some blocks alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x, transformer_options):
+        patch = transformer_options["patches_replace"].get(transformer_options["block"], torch.tanh)
+        return x + patch(self.layer(x))
+
+
+class NumberedNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList([BasicTransformerBlock() for _ in range(3)])
+
+    def forward(self, x):
+        options = {"patches_replace": {1: lambda y: y.sin() * y.exp()}}
+        for options["block"], block in enumerate(self.blocks):
+            x = block(x, options)
+        return x
+
+
+def test_a_block_that_is_told_by_a_dictionary_which_it_is_hears_the_same_again():
+    net = NumberedNet()
+    plain, _ = gradients(net)
+    set_checkpointing(net, True)
+    again, _ = gradients(net)
+    assert all(torch.equal(a, b) for a, b in zip(plain, again))
+
+
 def test_off_puts_the_forwards_back_and_inference_does_not_run_twice():
     net = Net()
     host_forward = net.blocks[1].__dict__["forward"] = lambda x, shift: x
