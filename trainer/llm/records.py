@@ -156,29 +156,44 @@ def _json_list(text: str, name: str) -> Iterator[tuple[str, Any]]:
 def _rows(text: str, name: str, suffix: str) -> Iterator[tuple[str, Any]]:
     """The rows below the line with the column names; cells that are empty count as not given."""
     csv.field_size_limit(MAX_FIELD)
+    text = text.lstrip("\ufeff")
     header = text.lstrip("\r\n").split("\n", 1)[0]
     delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff"), newline=""), delimiter=delimiter, strict=True)
-    reader.fieldnames = [str(column).strip().lower() for column in reader.fieldnames or []]
-    begins = reader.line_num + 1
+    columns: list[str] = []
+    for place, cells in _cells(text, name, delimiter):
+        if isinstance(cells, ValueError):
+            yield place, cells
+        elif not columns:
+            columns = [cell.strip().lower() for cell in cells]
+        elif len(cells) > len(columns):
+            yield place, ValueError(f"the row has {len(cells)} cells and the header {len(columns)}; put texts with {delimiter!r} in quotes")
+        else:
+            row: dict[str, Any] = {column: cell for column, cell in zip(columns, cells) if cell.strip()}
+            if "messages" in row:
+                row["messages"] = _parsed(row["messages"])
+            yield place, row["messages"] if isinstance(row.get("messages"), ValueError) else row
+
+
+def _cells(text: str, name: str, delimiter: str) -> Iterator[tuple[str, list[str] | ValueError]]:
+    """The cells of each row that has any; after a row that is none, reading goes on with the line below the one where it began."""
+    lines, first = list(io.StringIO(text, newline="")), 0
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
+        begins = first + reader.line_num
+        place = f"{name}, line {begins + 1}"
         try:
-            row = next(reader)
+            cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield f"{name}, line {begins}", ValueError(f"this is not a row of a CSV file ({error}); put texts with quotes or line ends in "
-                                                       'quotes, and write a quote inside as ""')
-            return
-        place, begins = f"{name}, line {begins}", reader.line_num + 1
-        if None in row:
-            yield place, ValueError(f"the row has {len(reader.fieldnames) + len(row[None])} cells and the header {len(reader.fieldnames)}; "
-                                    f"put texts with {delimiter!r} in quotes")
+            yield place, ValueError(f"this is not a row of a CSV file ({error}); put texts with quotes or line ends in quotes, and write a quote "
+                                    'inside as ""')
+            if first + reader.line_num > begins + 1:
+                first = begins + 1
+                reader = csv.reader(lines[first:], delimiter=delimiter, strict=True)
             continue
-        row = {column: cell for column, cell in row.items() if cell is not None and cell.strip()}
-        if "messages" in row:
-            row["messages"] = _parsed(row["messages"])
-        yield place, row["messages"] if isinstance(row.get("messages"), ValueError) else row
+        if cells:
+            yield place, cells
 
 
 def _record(content: Any, place: str) -> Record:

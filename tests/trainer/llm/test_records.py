@@ -107,6 +107,21 @@ def test_csv(tmp_path):
     assert "completion is missing" in found.problems[0] and "5 cells and the header 3" in found.problems[1]
 
 
+@pytest.mark.parametrize("bad", ['"What" is it?,A cat.', '"What is it?,A cat.'])
+def test_a_row_with_a_wrong_quote_is_the_only_one_lost(tmp_path, bad):
+    found = read_records(write(tmp_path, "a.csv", f'prompt,completion\nWho?,Ann.\n{bad}\n"Where?","In\nRome."\nWhen?,Now.\n'))
+    assert [(record.place, record.messages[1]["content"]) for record in found.records] == [
+        ("a.csv, line 2", "Ann."), ("a.csv, line 4", "In\nRome."), ("a.csv, line 6", "Now.")]
+    problem, = found.problems
+    assert problem.startswith("a.csv, line 3: this is not a row of a CSV file")
+
+
+def test_empty_lines_of_a_table_are_counted_and_nothing_else(tmp_path):
+    found = read_records(write(tmp_path, "a.csv", "\n\nprompt,completion\nWho?,Ann.\n\nWhat?,\nWhy?,So.\n"))
+    assert [record.place for record in found.records] == ["a.csv, line 4", "a.csv, line 7"]
+    assert found.problems == ["a.csv, line 6: completion is missing; write it or remove the record"]
+
+
 @pytest.mark.parametrize("name, text", [("a.tsv", "instruction\toutput\nWho?\tAnn.\n"), ("a.csv", "instruction;input;output\nWho?;;Ann.\n"),
                                         ("b.csv", "messages\n" + '"[{""role"": ""user"", ""content"": ""Who?""}, '
                                          '{""role"": ""assistant"", ""content"": ""Ann.""}]"\n')])
