@@ -16,7 +16,8 @@ import yaml
 from .config import TrainConfig, without_effect
 from .kohya_keys import translate
 from .llm.base_folder import is_language_base
-from .settings import nearest, shown
+from .paths import path_of
+from .settings import CheckedSettings, nearest, shown
 
 SUFFIXES = (".yaml", ".yml", ".toml", ".json")
 MAX_BYTES = 1_000_000
@@ -41,7 +42,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = (), text: str | Non
         raise ValueError(f"{path}: {error}") from None
     changed, more = translate(given, whole_file=False)
     try:
-        config = TrainConfig.from_dict(overridden(settings, changed))
+        config = TrainConfig.from_dict(from_home(TrainConfig, overridden(settings, changed)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return config, warnings + more + without_effect(config)
@@ -51,6 +52,13 @@ def overridden(settings: dict[str, Any], changed: dict[str, Any]) -> dict[str, A
     """`settings` of a file with what was changed for one run; a length in steps there takes the place of one in epochs, and the other way."""
     replaced = {other for length, other in (("steps", "epochs"), ("epochs", "steps")) if changed.get(length) is not None and changed.get(other) is None}
     return {**{name: value for name, value in settings.items() if name not in replaced}, **changed}
+
+
+def from_home(kind: type[CheckedSettings], settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` with the paths that begin with ~ as those of a home folder: a shell does that to what is typed, and not to what is in a file."""
+    paths = {name for name, definition in kind.definitions().items() if definition.form.endswith(("path", "file"))}
+    return {name: str(path_of(value)) if name in paths and isinstance(value, str) and value.startswith("~") else value
+            for name, value in settings.items()}
 
 
 def read_values(path: str | Path, text: str | None = None) -> dict[str, Any]:

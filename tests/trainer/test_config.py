@@ -230,6 +230,14 @@ def test_python_310_without_tomli_is_told_what_to_install(monkeypatch):
 
 # Overrides
 
+def test_paths_that_begin_with_the_home_folder(tmp_path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    config, _ = load_config("my.yaml", ["lora_dir=~/loras"], text="train_data_dir: ~/photos\noutput_dir: ~/out\ncache_dir: ./~/cache\nbase_model: demo\ntrigger: ~x\n")
+    assert [Path(path) for path in (config.train_data_dir, config.output_dir, config.lora_dir)] == [tmp_path / name for name in ("photos", "out", "loras")]
+    assert (config.cache_dir, config.base_model, config.trigger) == ("./~/cache", "demo", "~x")
+
+
 def test_overrides_go_before_the_file_and_the_last_one_before_the_first():
     config = load("train_data_dir: pics\nepochs: 5\nlora_rank: 4", overrides=(
         "steps=20", "network_dim=8", "learning_rate=1e-3", "learning_rate=2e-3", "flip=yes", "trigger=v: cat",

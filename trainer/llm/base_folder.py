@@ -15,7 +15,7 @@ CACHED_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 def is_language_base(path: str | Path) -> bool:
     """Whether `path` is a transformers folder of a causal language model, or an adapter for one."""
-    folder = Path(path)
+    folder = path_of(path)
     try:
         if (folder / "adapter_config.json").is_file():
             return _read(folder / "adapter_config.json").get("task_type") == "CAUSAL_LM"

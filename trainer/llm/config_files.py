@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
-from ..config_files import overridden, parse_override, read_values
+from ..config_files import from_home, overridden, parse_override, read_values
 from ..settings import YES_NO, unknown_key
 from .base_folder import is_language_base
 from .config import LanguageConfig, without_effect
@@ -62,7 +62,7 @@ def load_language_config(path: str | Path, overrides: Iterable[str] = (), text: 
         raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     changed, more = translate(dict(parse_override(override) for override in overrides))
     try:
-        config = LanguageConfig.from_dict(overridden(settings, changed))
+        config = LanguageConfig.from_dict(from_home(LanguageConfig, overridden(settings, changed)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return config, warnings + more + without_effect(config)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -33,6 +34,17 @@ def test_task_or_base_tell_a_language_run(base, records, gallery, tmp_path):
     assert isinstance(read("--config", pictures, "--set", f"base_model={base}"), LanguageConfig)
     assert isinstance(read("--config", settings_file(tmp_path, train_data_dir=str(gallery), task="image")), TrainConfig)
     assert isinstance(read("--set", "task=llm", "--set", f"base_model={base}", "--set", f"train_data_dir={records}"), LanguageConfig)
+
+
+def test_paths_in_a_file_may_begin_with_the_home_folder(base, records, tmp_path, monkeypatch):
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(base.parent))
+    values = {"base_model": f"~/{base.name}", "train_data_dir": "~/facts.jsonl", "output_dir": "~/out", "chat_template": "~/mine.jinja"}
+    config = read("--config", settings_file(tmp_path, **values), "--set", "init_lora=~/first")
+    assert isinstance(config, LanguageConfig)
+    for found, name in ((config.base_model, base.name), (config.train_data_dir, "facts.jsonl"), (config.output_dir, "out"),
+                        (config.chat_template, "mine.jinja"), (config.init_lora, "first")):
+        assert Path(found) == base.parent / name
 
 
 def test_a_wrong_task_is_named(gallery, tmp_path):
