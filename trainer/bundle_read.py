@@ -11,23 +11,25 @@ import shutil
 import zipfile
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Iterator
 
-from .bundle import BLOCK, FORMAT, INIT_LORA, MANIFEST, SETTINGS_FILE, VERSION, hash_of
-from .config import TrainConfig
-from .config_files import load_config
+from .bundle import BLOCK, CODE, FORMAT, INIT_LORA, MANIFEST, SETTINGS_FILE, VERSION, hash_of, portable
+from .config import OPTIMIZERS, TrainConfig
+from .config_files import load_config, parse_override
 from .gallery import Example, Gallery
 from .hosts.base_files import BaseFacts
 from .names import check_name
 from .output_files import OutputError
 from .pictures import SUFFIXES, UnreadablePicture, check_picture, read_bytes
 from .run import Material
+from .settings import shown
 
 MOST_FILES, LARGEST_FILE, LARGEST_TABLE = 200_000, 4_000_000_000, 200_000_000
 """What is larger is no job of anybody's."""
 NAME = re.compile(rf"(?:(?:pictures|prior|masks)/[0-9a-f]{{32}}(?:{'|'.join(map(re.escape, sorted(SUFFIXES)))})|{re.escape(INIT_LORA)})")
+OF_TORCH = re.compile(r"torch\.optim\.\w+")
 DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError)
 """What `zipfile` raises for archives that are damaged, encrypted, or packed in a way that it does not know."""
 
@@ -51,11 +53,24 @@ class Bundle:
         return sum(file["bytes"] for file in self.files.values())
 
     def config(self, overrides: list[str]) -> tuple[TrainConfig, list[str]]:
-        """Its settings with `overrides` (key=value) in their place. ValueError for what is wrong with either."""
+        """Its settings with `overrides` (key=value) in their place. ValueError for what is wrong with either, and for settings that would run
+        a program or reach for files of this machine."""
         try:
+            self._check_settings([parse_override(override)[0] for override in overrides])
             return load_config(SETTINGS_FILE, overrides, text=self.settings)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
+
+    def _check_settings(self, given: list[str]) -> None:
+        """ValueError for settings that no exported job has, unless they are `given` on this machine."""
+        own, _ = load_config(SETTINGS_FILE, text=self.settings)
+        exported = replace(portable(own, self.name, self.base.name), **dict.fromkeys(CODE)).to_dict()
+        for key, value in own.to_dict().items():
+            if value != exported[key]:
+                raise ValueError(f"{SETTINGS_FILE} sets {key} to {shown(value)}, which no exported job does, so it has been changed; export the job again")
+        if own.optimizer not in OPTIMIZERS and not OF_TORCH.fullmatch(own.optimizer) and "optimizer" not in given:
+            raise ValueError(f"optimizer is {own.optimizer}, a program that is no part of HotLoRA or torch; if you trust it, add --set "
+                             f"optimizer={own.optimizer}")
 
 
 def read_bundle(path: Path) -> Bundle:

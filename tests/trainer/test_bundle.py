@@ -212,6 +212,29 @@ def test_a_bundle_that_is_wrong_is_named_and_writes_nothing(job, change, expecte
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("line, expected", [
+    ("augmentation: mine.py:it", "sets augmentation to 'mine.py:it', which no exported job does"), ("loss_term: os:abort", "sets loss_term"),
+    ("lora_dir: /elsewhere", "sets lora_dir"), ("init_lora: /elsewhere/other.safetensors", "sets init_lora"), ("metadata_path: /elsewhere/a.csv", "sets metadata_path"),
+    ("optimizer: mine.Optimizer", "add --set optimizer=mine.Optimizer")])
+def test_settings_that_run_programs_or_reach_for_other_files_are_refused(job, line, expected, tmp_path):
+    key = line.partition(":")[0]
+
+    def set_it(members: list) -> None:
+        lines = [line if old.startswith(f"{key}:") else old for old in members[0][1].decode().splitlines()]
+        members[0] = (SETTINGS_FILE, "\n".join(lines).encode())
+
+    bundle = read_bundle(changed(job, set_it))
+    with pytest.raises(ValueError, match=expected):
+        prepare(bundle, "demo", tmp_path / "there", [])
+    assert not (tmp_path / "there").exists()
+
+
+def test_an_optimizer_of_torch_is_carried_and_another_one_runs_if_asked_for(material, tmp_path):
+    for optimizer, overrides in (("torch.optim.RAdam", []), ("mine.Optimizer", ["optimizer=mine.Optimizer"])):
+        export_job(tmp_path / "job.zip", material(optimizer=optimizer), DEMO)
+        assert prepare(read_bundle(tmp_path / "job.zip"), "demo", tmp_path / "there", overrides)[0].config.optimizer == optimizer
+
+
 @pytest.mark.parametrize("damage", [lambda data: data[:len(data) // 2], lambda data: b"", lambda data: b"PK\x03\x04" + b"\0" * 500, lambda data: data[:200] + b"\0" * 50 + data[250:],
                                     lambda data: b"no zip at all"])
 def test_a_damaged_file_is_one_sentence(job, damage, tmp_path):
