@@ -45,7 +45,7 @@ def train_language(config: LanguageConfig, warnings: list[str], options: argpars
 
 def _prepared(config: LanguageConfig, warnings: list[str], options: argparse.Namespace) -> tuple[LanguageRun, list[str]]:
     """A run that is ready to train, and what is to be said of it before."""
-    _need_packages()
+    need_packages()
     from .llm.offline import quiet_libraries
 
     quiet_libraries()
@@ -84,7 +84,7 @@ def _tell_end(run: LanguageRun, outcome: Outcome, options: argparse.Namespace) -
         print(f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
 
 
-def _need_packages() -> None:
+def need_packages() -> None:
     """ValueError when one of the packages that language models need is missing or too old."""
     missing = missing_package()
     if missing:
@@ -127,7 +127,7 @@ def generate_text(options: argparse.Namespace) -> int:
     from .llm.offline import go_offline, quiet_libraries
 
     go_offline()
-    _need_packages()
+    need_packages()
     quiet_libraries()
     import torch
 

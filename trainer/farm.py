@@ -1,4 +1,4 @@
-"""Many LoRAs: a list of jobs on Ray, one device each, on this machine or a cluster. Ray schedules, and takes a job up again when its worker or
+"""Many LoRAs, of pictures and of texts: a list of jobs on Ray, one device each, on this machine or a cluster. Ray schedules, and takes a job up again when its worker or
 its machine dies; the run then goes on from its newest state, as `train.py --resume` does."""
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ from pathlib import Path
 from typing import Any, Callable
 
 from .config import TrainConfig
-from .config_files import load_config
+from .config_files import load_config, read_values
 from .farms import STATE
 from .gallery_files import existing_folder
 from .hosts.standalone import pick_device
 from .job_settings import name_of
+from .llm.config import LanguageConfig
+from .llm.config_files import is_language_run, load_language_config
 from .output_files import write_atomically
 from .paths import path_of
 from .progress_file import read_progress, write_progress
 
 log = logging.getLogger(__name__)
-STOP, LOCK = "farm.stop", "farm.lock"
+STOP, LOCK, LORAS = "farm.stop", "farm.lock", "loras"
 ROOT = Path(__file__).resolve().parent.parent
 FREE = ("output_dir", "lora_dir", "cache_dir", "device", "save_steps", "state_minutes", "preview_steps", "preview_prompts", "preview_seed",
-              "preview_guidance", "tensorboard", "log_every")
+              "preview_guidance", "preview_max_tokens", "tensorboard", "log_every")
 """Settings in which a job may differ from the run that it goes on with."""
 OBJECTS = 100_000_000
 """Bytes that Ray may use for results; ours are a few lines."""
@@ -56,7 +58,7 @@ class Job:
 
     def order(self) -> dict[str, Any]:
         return {"config": str(self.config), "name": self.name, "settings": self.settings, "folder": os.getcwd(), "run_folder": str(self.run_folder),
-                "progress": str(self.progress), "stop": str(self.out / STOP)}
+                "loras": str(self.out / LORAS), "progress": str(self.progress), "stop": str(self.out / STOP)}
 
     def told(self) -> dict[str, Any]:
         """How far it is, as anybody may read it."""
@@ -71,9 +73,9 @@ def read_jobs(files: list[Path], out: Path) -> list[Job]:
     jobs, wrong = [], []
     for file in files:
         try:
-            jobs.append(_read_job(file.resolve(), out.resolve()))
+            jobs.append(_read_job(file, out.resolve()))
         except ValueError as error:
-            text = str(error)
+            text = str(error).removesuffix(".")
             wrong.append(text if text.startswith(str(file)) else f"{file}: {text}")
     taken: dict[str, Job] = {}
     for job in jobs:
@@ -86,21 +88,40 @@ def read_jobs(files: list[Path], out: Path) -> list[Job]:
 
 
 def _read_job(file: Path, out: Path) -> Job:
-    config, _ = load_config(file)
-    existing_folder(config.train_data_dir)
-    if config.base_model != "demo" and not path_of(config.base_model).exists():
-        raise ValueError(f"base_model {config.base_model} does not exist; correct the path")
-    name = name_of(config)
-    job = Job(file, name, out, on_cpu=config.device == "cpu", digest=_digest(config))
-    job.settings = [f"name={name}", f"output_dir={job.run_folder}", f"lora_dir={out / 'loras'}"]
-    if config.cache_dir is None:
-        job.settings.append(f"cache_dir={out / 'cache'}")
+    config, name = _language_run(file) if is_language_run(read_values(file)) else _picture_run(file)
+    job = Job(file.resolve(), name, out, on_cpu=config.device == "cpu", digest=_digest(config))
+    job.settings = [f"name={name}", f"output_dir={job.run_folder}"]
+    if isinstance(config, TrainConfig):
+        job.settings.append(f"lora_dir={out / LORAS}")
+        if config.cache_dir is None:
+            job.settings.append(f"cache_dir={out / 'cache'}")
     if config.device not in ("auto", "cpu"):
         job.settings.append("device=auto")  # which of several GPUs is for Ray to say
     return job
 
 
-def _digest(config: TrainConfig) -> str:
+def _picture_run(file: Path) -> tuple[TrainConfig, str]:
+    config, _ = load_config(file)
+    existing_folder(config.train_data_dir)
+    if config.base_model != "demo" and not path_of(config.base_model).exists():
+        raise ValueError(f"base_model {config.base_model} does not exist; correct the path")
+    return config, name_of(config)
+
+
+def _language_run(file: Path) -> tuple[LanguageConfig, str]:
+    from .cli_llm import need_packages
+    from .llm.base_folder import find_base
+    from .llm.material import run_name
+    from .llm.records import find_files
+
+    need_packages()
+    config, _ = load_language_config(file)
+    find_files(Path(config.train_data_dir), "train_data_dir")
+    find_base(config.base_model)
+    return config, run_name(config)
+
+
+def _digest(config: TrainConfig | LanguageConfig) -> str:
     """Changes with every setting that the result depends on."""
     settings = {key: value for key, value in config.to_dict().items() if key not in FREE}
     return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -11,6 +11,8 @@ import traceback
 from pathlib import Path
 from typing import Any, Iterator
 
+from .llm.checkpoints import checkpoints_folder, find_checkpoints
+from .output_files import put_folder
 from .progress_file import VARIABLE, read_progress, write_progress
 from .state import find_states
 
@@ -40,12 +42,14 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     write_progress(progress, status="preparing", attempts=attempt, pid=os.getpid(), node=platform.node(), device=_device(), message="")
     os.environ[VARIABLE] = str(progress)
     arguments = ["train", "--config", job["config"], *(part for setting in job["settings"] for part in ("--set", setting))]
-    if find_states(run_folder, job["name"]):
+    if find_states(run_folder, job["name"]) or find_checkpoints(checkpoints_folder(run_folder, job["name"])):
         arguments.append("--resume")
     log_file = run_folder / "farm.log"
     with _written_to(log_file), _stopped_by(Path(job["stop"])):
         try:
             code = main(arguments)
+            if code == 0:
+                _collect(progress, Path(job["loras"]))
         except KeyboardInterrupt:
             code = 130
         except Exception as error:
@@ -57,6 +61,16 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     message = _error_of(log_file) if status == "failed" else told.get("message") or "stopped before the first step; nothing had been learned yet"
     write_progress(progress, status=status, message=message, seconds_left=None)
     return read_progress(progress)
+
+
+def _collect(progress: Path, folder: Path) -> None:
+    """The adapter folder of a language model moves to where the other LoRAs are; a LoRA file is there already."""
+    told = read_progress(progress)
+    lora = Path(told["lora"])
+    if lora.is_dir() and lora.parent != folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        put_folder(lora, folder / lora.name)
+        write_progress(progress, lora=str(folder / lora.name), message=told["message"].replace(str(lora), str(folder / lora.name)))
 
 
 def _device() -> str:

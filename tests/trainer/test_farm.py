@@ -46,6 +46,15 @@ def test_every_fault_is_named_before_anything_starts(settings, tmp_path, capsys)
     assert str(good) not in error and not out.exists()
 
 
+def test_a_relative_name_of_a_file_is_told_once(settings, monkeypatch, capsys):
+    folder = settings("bad.yaml", lora_rnak=4).parent
+    settings("gone.yaml", train_data_dir="/nowhere/at/all")
+    monkeypatch.chdir(folder)
+    assert main(["farm", "bad.yaml", "gone.yaml", "--out", "out"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: bad.yaml: lora_rnak is not") and str(folder) not in error and ".. " not in error
+
+
 @pytest.mark.parametrize("first, second", [("face", "face"), ("face", "Face")])
 def test_two_jobs_of_one_name_are_refused(settings, tmp_path, first, second):
     files = [settings("a.yaml", name=first), settings("b.yaml", name=second)]

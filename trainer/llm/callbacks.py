@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..output_files import put_folder
+from ..progress_file import ProgressFile
 from ..session import NotANumber
 from ..state import step_stem
 from .checkpoints import mark_complete
@@ -131,6 +132,22 @@ class Tell(TrainerCallback):
         self.shown.close()
         if self.writer is not None:
             self.writer.close()
+
+
+class Progress(TrainerCallback):
+    """Writes down how far the run is, for whoever looks on from another process."""
+
+    def __init__(self, file: ProgressFile) -> None:
+        self.file, self.loss = file, None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.file.begin(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.file.step(state.global_step, state.max_steps, self.loss)
 
 
 def make_writer(config: LanguageConfig, name: str, step: int) -> Any:

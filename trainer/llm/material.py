@@ -73,9 +73,14 @@ def read_material(config: LanguageConfig) -> Material:
                       f"{train.tokens / (len(rows) * config.max_length):.0%} full")
     if measured:
         report.append(f"{len(measured)} samples are measured and not trained")
+    return Material(config, run_name(config), base, tokenizer, template, Rows(rows), measured, general, report, problems,
+                    config.preview_prompts or questions([*held_out, *trained]))
+
+
+def run_name(config: LanguageConfig) -> str:
+    """The name that was given, else that of the data."""
     source = Path(config.train_data_dir).resolve()
-    return Material(config, check_name(config.name) if config.name else safe_name(source.stem if source.is_file() else source.name), base, tokenizer,
-                    template, Rows(rows), measured, general, report, problems, config.preview_prompts or questions([*held_out, *trained]))
+    return check_name(config.name) if config.name else safe_name(source.stem if source.is_file() else source.name)
 
 
 def split(records: list[Record], seed: int) -> tuple[list[Record], list[Record]]:

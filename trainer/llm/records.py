@@ -54,7 +54,7 @@ def read_records(source: str | Path, setting: str = "train_data_dir") -> Records
     ValueError when there is none that can be used.
     """
     found = Records(Path(source))
-    for path in _files(found.source, setting):
+    for path in find_files(found.source, setting):
         name = str(path.relative_to(found.source)) if path != found.source else path.name
         for place, content in _contents(path, name):
             try:
@@ -70,7 +70,8 @@ def read_records(source: str | Path, setting: str = "train_data_dir") -> Records
     return found
 
 
-def _files(source: Path, setting: str) -> list[Path]:
+def find_files(source: Path, setting: str) -> list[Path]:
+    """`source` itself, or the files in it that may hold records. ValueError when there is none."""
     if source.is_dir():
         files = sorted(path for path in source.rglob("*") if path.is_file() and path.suffix.lower() in SUFFIXES
                        and not any(part.startswith(".") for part in path.relative_to(source).parts))

@@ -15,6 +15,7 @@ import torch
 from ..listeners import describe_device, versions
 from ..memory import is_out_of_memory
 from ..output_files import OutputError, put_folder
+from ..progress_file import ProgressFile
 from ..run import check_writable
 from ..session import Outcome
 from .. import __name__ as PACKAGE
@@ -54,6 +55,7 @@ class LanguageRun:
         self.trainer: Any = None
         self.checkpoint: Path | None = None
         self.step, self.log_file = 0, None
+        self.progress = ProgressFile.from_environment() if self.is_first else None
 
     @property
     def is_first(self) -> bool:
@@ -141,25 +143,25 @@ class LanguageRun:
         except (Exception, KeyboardInterrupt) as error:
             said = self.peers.explained(self._explained(error))
             outcome = self._keep_after(said)
-            self._end_log(outcome, traceback.format_exc())
+            self._end(outcome, traceback.format_exc())
             if said is error:
                 raise
             raise said from error
         outcome = self._finish()
         self.peers.stop()
-        self._end_log(outcome)
+        self._end(outcome)
         return outcome
 
     def _make_trainer(self) -> None:
         from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-        from .callbacks import Tell, make_writer
+        from .callbacks import Progress, Tell, make_writer
         from .trainer import LanguageTrainer
 
         config, material = self.config, self.material
         self.arguments.eval_on_start = self.flow.measures and self.checkpoint is None
         self.tell = Tell(self.name, self._write_log, make_writer(config, self.name, self.step) if self.is_first else None)
-        callbacks = [self.flow, self.tell]
+        callbacks = [self.flow, self.tell, *([Progress(self.progress)] if self.progress else [])]
         if config.measures and config.early_stop:
             callbacks.append(EarlyStoppingCallback(early_stopping_patience=config.patience))
         if config.preview_steps and material.prompts:
@@ -291,8 +293,10 @@ class LanguageRun:
                      f"training {trained:,} parameters, from step {self.step} to {self.total_steps}"):
             self._write_log(text)
 
-    def _end_log(self, outcome: Outcome, details: str = "") -> None:
+    def _end(self, outcome: Outcome, details: str = "") -> None:
         self.tell.close()
+        if self.progress is not None:
+            self.progress.end(outcome.status, outcome.step, outcome.message, outcome.lora)
         if self.log_file is None:
             return
         if details:

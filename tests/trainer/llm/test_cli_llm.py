@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,11 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hotlora.trainer.cli import main
+from hotlora.trainer.farm import place, read_jobs
 
 ROOT = Path(__file__).resolve().parents[3]
 WATCHED = """
@@ -25,6 +28,7 @@ def refuse(*arguments):
 socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = socket.getaddrinfo = socket.create_connection = refuse
 sys.path.insert(0, sys.argv[1]); import __init__
 from hotlora.trainer.cli import main
+from hotlora.trainer.farm import place, read_jobs
 sys.exit(main(sys.argv[2:]))
 """
 
@@ -144,3 +148,63 @@ def test_the_log_file_has_the_settings_and_what_was_skipped(config, records, run
     settings = yaml.safe_load(log.split("settings:\n")[1].split("\n2")[0].strip())
     assert settings["lora_rank"] == 4 and "skipped my facts.jsonl, line 25" in log and "step 6 loss" in log or "step 1 loss" in log
     assert "completed: completed 6 steps" in log and f"torch {torch.__version__}" in log and json.dumps(str(config.base_model))[1:-1] in log
+
+
+WORKER = """
+import json, sys; sys.path.insert(0, sys.argv[1]); import __init__
+if sys.argv[3] == "killed":
+    import os, signal
+    from hotlora.trainer.llm import callbacks
+    usual = callbacks.Flow.on_step_end
+    def on_step_end(self, args, state, control, **others):
+        if state.global_step == 4: os.kill(os.getpid(), signal.SIGKILL)
+        return usual(self, args, state, control, **others)
+    callbacks.Flow.on_step_end = on_step_end
+from hotlora.trainer.farm_worker import train
+print(json.dumps(train(json.loads(sys.argv[2]))))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_job_of_a_farm_goes_on_after_its_worker_was_killed(config, run_of, tmp_path):
+    """What a worker of Ray does with a language job, and how far it is for all who look on."""
+    config = replace(config, save_steps=3, log_every=1)
+    alone = load_file(run_of(replace(config, output_dir=str(tmp_path / "alone"))).train().lora / "adapter_model.safetensors")
+    out = tmp_path / "farm"
+    [job] = read_jobs([settings_file(config)], out)
+    assert place(job) and job.on_cpu and job.name == "facts"
+    killed = run(json.dumps(job.order()), "killed", code=WORKER)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (job.told()["status"], job.told()["total_steps"]) == ("running", 6)
+    done = run(json.dumps(job.order()), "", code=WORKER)
+    assert done.returncode == 0, done.stderr
+    told = job.told()
+    lora = out / "loras" / "facts"
+    assert (told["status"], told["step"], told["attempts"], told["lora"]) == ("completed", 6, 2, str(lora)) and str(lora) in told["message"] and told["loss"] > 0
+    assert "going on from step 3 of 6" in (job.run_folder / "farm.log").read_text(encoding="utf-8")
+    found = load_file(lora / "adapter_model.safetensors")
+    assert found.keys() == alone.keys() and all(torch.equal(found[key], alone[key]) for key in found)
+    assert not place(job), "it is done"
+    assert place(read_jobs([settings_file(config, lora_rank=8)], out)[0]), "other settings begin anew"
+
+
+def test_what_is_wrong_with_a_language_job_is_said_before_the_farm_starts(config, tmp_path, capsys):
+    out = tmp_path / "farm"
+    for changes, expected in (({"train_data_dir": "/nowhere.jsonl"}, "train_data_dir is /nowhere.jsonl, which does not exist"),
+                              ({"base_model": "/nowhere", "task": "llm"}, "base_model is /nowhere, which does not exist")):
+        path = settings_file(config, **changes)
+        assert main(["farm", str(path), "--out", str(out)]) == 1
+        error = capsys.readouterr().err
+        assert expected in error and error.count(str(path)) == 1 and not out.exists()
+
+
+@pytest.mark.slow
+def test_pictures_and_texts_in_one_farm(config, gallery, tmp_path):
+    pytest.importorskip("ray", reason="the farm needs ray: pip install -e .[cluster]")
+    pictures = tmp_path / "face.yaml"
+    pictures.write_text(f"train_data_dir: '{gallery}'\ntrigger: sks\nsteps: 2\nlora_rank: 2\nresolution: 64\ntensorboard: false\nname: face\n", encoding="utf-8")
+    out = tmp_path / "farm"
+    done = run("farm", pictures, settings_file(config, merge=True), "--out", out, "--cpus", "1", RAY_memory_monitor_refresh_ms="0")
+    assert done.returncode == 0 and "2 completed" in done.stdout, done.stdout + done.stderr
+    assert (out / "loras" / "face.safetensors").is_file() and (out / "loras" / "facts" / "adapter_model.safetensors").is_file()
+    assert (out / "runs" / "facts" / "facts-merged" / "config.json").is_file()

@@ -54,7 +54,7 @@ def test_a_wrong_task_is_named(gallery, tmp_path):
 
 @pytest.mark.parametrize("by_task", [True, False])
 def test_where_pictures_are_trained_a_language_file_is_refused_in_one_sentence(base, records, tmp_path, by_task):
-    """The page, farms and bundles read settings with `load_config`."""
+    """The page and bundles read settings with `load_config`."""
     values = {"train_data_dir": str(records), **({"task": "llm"} if by_task else {"base_model": str(base)})}
     with pytest.raises(ValueError, match=r"run.yaml: (task is llm|base_model is .*, a language model), and language models are trained by `python train.py"):
         load_config(settings_file(tmp_path, **values))
