@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Iterable, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 import torch
 
@@ -12,6 +12,8 @@ from .records import Record
 
 NOT_COUNTED = -100
 """The label that transformers' losses leave out."""
+FILLER = -1
+"""The number of a row of which nothing counts."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Rows(torch.utils.data.Dataset):
 
     def __getitem__(self, number: int) -> dict[str, list[int]]:
         """input_ids, labels and position_ids of one row; positions begin anew with each sample, and no sample predicts the next one's first token."""
-        row = self.rows[number]
+        row = self.rows[number] if number != FILLER else [Sample(self.rows[0][0].ids[:2], [NOT_COUNTED] * 2)]
         return {"input_ids": [token for sample in row for token in sample.ids],
                 "labels": [label for sample in row for label in (NOT_COUNTED, *sample.labels[1:])],
                 "position_ids": [position for sample in row for position in range(len(sample.ids))]}
@@ -128,6 +130,25 @@ class Rows(torch.utils.data.Dataset):
                 digest.update(repr((sample.ids, sample.labels)).encode())
             digest.update(b"|")
         return digest.hexdigest()[:32]
+
+
+class Order(torch.utils.data.Sampler):
+    """The numbers of `count` rows, in an order that is a function of seed and epoch alone, and fillers up to a multiple of `at_once`: a last
+    step that is not full would else be filled up, for several processes, with rows that one process does not see there."""
+
+    def __init__(self, count: int, at_once: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+        self.fillers = -count % at_once
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count + self.fillers
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        return iter([*order.tolist(), *[FILLER] * self.fillers])
 
 
 @dataclass(frozen=True)

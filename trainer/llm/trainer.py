@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 
 from ..precision import pick_precision
 from .config import OPTIMIZERS, LanguageConfig
-from .tokens import NOT_COUNTED, Rows
+from .tokens import NOT_COUNTED, Order, Rows
 
 NEVER = 10**9
 """Steps: saving and measuring are asked for by `Flow`, in callbacks.py."""
@@ -30,6 +30,11 @@ class LanguageTrainer(Trainer):
             plugin = self.accelerator.state.fsdp_plugin
             plugin.state_dict_config = plugin.optim_state_dict_config = None  # else those of another type are kept
             plugin.set_state_dict_type("FULL_STATE_DICT")  # an adapter is small, and must be one file
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Order:
+        """Fillers only where the loss is that of all processes' tokens together, so that a batch may have none."""
+        several = self.args.world_size > 1 and self.model_accepts_loss_kwargs
+        return Order(len(self.train_dataset), self.args.per_device_train_batch_size * self.args.world_size if several else 1, self.args.seed)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss (nats per token) and perplexity of the held-out and of the general rows."""

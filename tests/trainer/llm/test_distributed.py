@@ -43,7 +43,9 @@ def lora(config):
 
 @pytest.fixture
 def one(config, tmp_path):
-    """A run of one process with 4 rows in a step: its settings, gradients of the first step, and LoRA."""
+    """A run of one process with 4 rows in a step, 3 in the last one of an epoch: its settings, gradients of the first step, and LoRA."""
+    records = Path(config.train_data_dir)
+    records.write_text("".join(records.read_text(encoding="utf-8").splitlines(keepends=True)[:23]), encoding="utf-8")
     config = replace(config, steps=9, save_steps=4, target_modules="all-linear", output_dir=str(tmp_path / "one"))
     launch([sys.executable], config, gradients=tmp_path / "one.pt")
     return config, torch.load(tmp_path / "one.pt")["gradients"], lora(config)

@@ -7,7 +7,7 @@ import torch
 from hotlora.trainer.llm.chat import choose_template
 from hotlora.trainer.llm.model import load_base
 from hotlora.trainer.llm.records import Record
-from hotlora.trainer.llm.tokens import NOT_COUNTED, Collator, Rows, Sample, pack, tokenize
+from hotlora.trainer.llm.tokens import FILLER, NOT_COUNTED, Collator, Order, Rows, Sample, pack, tokenize
 
 
 @pytest.fixture
@@ -96,3 +96,14 @@ def test_a_fingerprint_knows_order_ids_and_labels():
     one, two = Sample([1, 2], [1, 2]), Sample([1, 2], [NOT_COUNTED, 2])
     prints = {Rows(rows).fingerprint() for rows in ([[one], [two]], [[two], [one]], [[one, two]], [[one], [one]])}
     assert len(prints) == 4 and Rows([[one], [two]]).fingerprint() in prints
+
+
+def test_a_last_step_that_is_not_full_is_filled_with_rows_of_which_nothing_counts():
+    rows = Rows([[Sample([number, 7, 8], [number, 7, 8])] for number in range(23)])
+    order, alone = Order(len(rows), 4, seed=3), Order(len(rows), 1, seed=3)
+    assert len(order) == 24 and list(order) == [*alone, FILLER] and sorted(alone) == list(range(23))
+    before = list(alone)
+    alone.set_epoch(1)
+    assert list(alone) != before == list(Order(23, 1, seed=3)), "each epoch has an order of its own, the same in every process"
+    batch = Collator(0, True)([rows[2], rows[FILLER]])
+    assert (batch["labels"][1] == NOT_COUNTED).all() and batch["input_ids"].shape == (2, 3)
