@@ -26,11 +26,11 @@ from hotlora.trainer.backend import SampleRequest  # noqa: E402
 from hotlora.trainer.config import TrainConfig  # noqa: E402
 from hotlora.trainer.run import make_session, read_material  # noqa: E402
 from hotlora.trainer.session import Listener  # noqa: E402
-from quality_concepts import ASKED, CONCEPTS, OTHERS, Concept, draw_banded, draw_golden, scene_score  # noqa: E402
+from quality_concepts import CONCEPTS, OTHERS, Concept, draw_banded, draw_golden, scene_score  # noqa: E402
 from quality_recipes import RECIPES, Recipe  # noqa: E402
 from quality_watch import Watch  # noqa: E402
 
-SAMPLING_STEPS = 6
+SAMPLING_STEPS, BATCH = 6, 20
 SEEDS = (0, 1, 2)
 CHECKPOINTS = 9
 """How often a run is scored, more densely in its first third."""
@@ -72,7 +72,7 @@ def score(backend, concept: Concept) -> dict[str, float]:
 
 def draw(backend, prompts: list[str], first_seed: int) -> list:
     seeds = tuple(range(first_seed, first_seed + len(prompts)))
-    return backend.sample(SampleRequest(prompts=tuple(prompts), seeds=seeds, steps=SAMPLING_STEPS, batch=ASKED))
+    return backend.sample(SampleRequest(prompts=tuple(prompts), seeds=seeds, steps=SAMPLING_STEPS, batch=BATCH))
 
 
 def run_one(backend, recipe: Recipe, concept: Concept, seed: int, folder: Path) -> dict:

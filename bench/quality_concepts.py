@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Callable
 
@@ -179,12 +180,16 @@ def _styled(draw: Callable[[Scene, random.Random], Image.Image]) -> Callable[[in
     return one
 
 
-ASKED = 20
-"""Prompts with the trigger, and as many without."""
-_PLACES = tuple((placed_caption(b), Scene("", "", background=b)) for b in BACKGROUNDS) * (ASKED // len(BACKGROUNDS))
+def _repeated(prompts: list) -> tuple:
+    return tuple(islice(cycle(prompts), ASKED))
+
+
+ASKED = 80
+"""Pictures for prompts with the trigger, and as many for prompts without. There are fewer prompts, so each is asked several times, with other seeds."""
 _SCENES = [s for s in held_out_scenes(240) if s.count == "one" and s.background]
-_STYLED = tuple((styled_caption(s), s) for s in _SCENES if s.texture == "plain")[:ASKED]
-OTHERS = tuple(s for s in _SCENES if s.texture != "plain")[:ASKED]
+_PLACES = _repeated([(placed_caption(b), Scene("", "", background=b)) for b in BACKGROUNDS])
+_STYLED = _repeated([(styled_caption(s), s) for s in _SCENES if s.texture == "plain"][:20])
+OTHERS = _repeated([s for s in _SCENES if s.texture != "plain"][:40])
 """Scenes whose prompts have no trigger: what the LoRA must leave as it was."""
 CONCEPTS = {concept.name: concept for concept in (
     Concept("thing", "object", 12, _placed(draw_ice_cream), _PLACES, _judge_parts(ice_cream_parts)),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
+from quality_starts import aligned, masked_ranks, one_step
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out"]
 SCALE = 20
@@ -51,5 +52,10 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("min-SNR 5", 2 * LENGTH, {**OURS, "min_snr_gamma": 5.0}),
     Recipe("debiased", 2 * LENGTH, {**OURS, "debiased": True}),
     Recipe("convolutions", 2 * LENGTH, {**OURS, "conv_rank": 16}),
+    Recipe("aligned start", 2 * LENGTH, OURS, prepare=aligned),
+    Recipe("LoRA-One", 2 * LENGTH, OURS, prepare=one_step),
+    Recipe("T-LoRA", 2 * LENGTH, OURS, prepare=masked_ranks),
+    Recipe("rate x2", 2 * LENGTH, {**OURS, "learning_rate": 2e-4 * SCALE}),
+    Recipe("convolutions x2", 2 * LENGTH, {**OURS, "conv_rank": 16, "learning_rate": 2e-4 * SCALE}),
     Recipe("text encoder", 2 * LENGTH, {**OURS, "text_encoder_target_modules": SD_SCRIPTS["text_encoder_target_modules"], "text_encoder_lr": 1e-5 * SCALE}),
 )}
