@@ -6,6 +6,7 @@ import threading
 import time
 import traceback
 from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,7 +105,7 @@ class JobRun(Listener):
         listeners: list[Listener] = [self, RunLog(self.job.warnings)]
         if material.config.tensorboard and find_spec("tensorboard"):
             listeners.append(TensorBoard())
-        session = make_session(material, backend, listeners, self._prepared)
+        session = make_session(material, backend, listeners, partial(self._prepared, backend))
         if find_states(self.folder, session.name):
             for change in session.resume():
                 self.tell("log", text=f"unlike the saved run, {change}")
@@ -119,8 +120,10 @@ class JobRun(Listener):
         self.wrote_captions = True
         self.queue.publish(self.job)
 
-    def _prepared(self, done: int, total: int) -> None:
+    def _prepared(self, backend: Backend, done: int, total: int) -> None:
         self._raise_if_stopped()
+        if backend.interrupted():
+            raise Stopped
         if time.monotonic() - self._told > STEPS_TOLD or done == total:
             self._told = time.monotonic()
             self.job.message = f"preparing pictures: {done} of {total}"

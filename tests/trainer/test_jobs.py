@@ -221,6 +221,13 @@ def test_stop_while_pictures_are_prepared(jobs, settings, monkeypatch):
     assert ended(jobs, job).status == "stopped" and job.step == 0
 
 
+def test_the_hosts_own_cancel_button_while_pictures_are_prepared(jobs, host, settings, backend, monkeypatch):
+    monkeypatch.setattr(backend, "interrupted", lambda: True)
+    job = ended(jobs, jobs.submit(settings, None))
+    assert job.status == "stopped" and "before the first step" in job.message
+    assert host.written == [], "a LoRA that has learned nothing takes nobody's name"
+
+
 @pytest.mark.parametrize("changes, expected", [
     ({"lora_rnak": 8}, "lora_rank"), ({"lora_rank": 0}, "lora_rank"), ({"train_data_dir": "/nowhere/at/all"}, "nowhere"), ({"name": "a/b"}, "a_b"),
     ({"augmentation": "os:system"}, "command line"), ({"loss_term": "/tmp/x.py:f"}, "command line"), ({"optimizer": "subprocess.Popen"}, "command line"),
