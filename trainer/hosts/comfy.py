@@ -90,7 +90,7 @@ class ComfyBackend:
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
         self._lend()
-        with torch.inference_mode():
+        with layers_finish(), torch.inference_mode():
             z_BCHW = self.vae.encode(((x_B3HW + 1) / 2).movedim(1, -1).cpu())
             z_BCHW = self.model.model.process_latent_in(z_BCHW.float())
         return z_BCHW.clone().to(self.device)
@@ -99,7 +99,7 @@ class ComfyBackend:
         assert not grad, "the text encoder is not trained inside ComfyUI"
         self._lend()
         rows = []
-        with torch.inference_mode():
+        with layers_finish(), torch.inference_mode():
             for caption in captions:
                 [[hidden_1LD, more]] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption), show_pbar=False)
                 if more.get("attention_mask") is not None:
@@ -131,15 +131,18 @@ class ComfyBackend:
                 size_B6: torch.Tensor) -> torch.Tensor:
         """The denoiser alone, as `BaseModel._apply_model` calls it: what it is given and gives is not scaled by sigma here."""
         self._take()
-        base, options = self.model.model, self._options
+        base = self.model.model
         dtype = base.get_dtype_inference()
         x_BCHW, t_B = z_t_BCHW.to(self.device, dtype), t_B.to(self.device).float()
         if self.prediction.kind == "flow":
-            t_B = base.model_sampling.timestep(t_B / 1000)
+            sigma_B = t_B / 1000
+            t_B = base.model_sampling.timestep(sigma_B)
+        else:
+            sigma_B = base.model_sampling.sigma(t_B)
         extra = self._extra(x_BCHW, cond, size_B6, dtype)
         context = extra.pop("c_crossattn", None)
         t_B = base.process_timestep(t_B, x=x_BCHW, **extra)
-        out_BCHW = self.unet(x_BCHW, t_B, context=context, control=None, transformer_options=options.copy(), **extra)
+        out_BCHW = self.unet(x_BCHW, t_B, context=context, control=None, transformer_options={**self._options, "sigmas": sigma_B}, **extra)
         if not torch.is_tensor(out_BCHW):
             raise ValueError(f"{self.family} returns more than a picture, and cannot be trained yet")
         return out_BCHW.float()
@@ -184,8 +187,7 @@ class ComfyBackend:
         check_trainable(self.unet, self.device)
         with ExitStack() as stack:
             _set(stack, mm, "in_training", True)
-            # every layer of ComfyUI looks for the cancel button and raises in the middle of a step; a session stops after it
-            _set(stack, comfy.ops, "run_every_op", _do_nothing)
+            stack.enter_context(layers_finish())
             stack.enter_context(plain_tensors(self.unet, keeps_its_tensors))
             self._taken = stack.pop_all()
 
@@ -285,6 +287,14 @@ class ComfyBackend:
 
     def free_memory(self) -> None:
         mm.soft_empty_cache()
+
+
+@contextmanager
+def layers_finish() -> Iterator[None]:
+    """Every layer of ComfyUI looks for the cancel button and raises in the middle of its work; a session stops after the step instead."""
+    with ExitStack() as stack:
+        _set(stack, comfy.ops, "run_every_op", _do_nothing)
+        yield
 
 
 def _do_nothing() -> None:
