@@ -21,20 +21,31 @@ class HotLoRASettings(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values) -> io.NodeOutput:
-        import yaml
-
         changed = {}
         for definition in _offered():
             if definition.name not in values:
                 continue
             value = values[definition.name]
             if definition.kind in ("list[str]", "dict") and isinstance(value, str):
-                value = yaml.safe_load(value) if value.strip() else None
-                value = definition.default if value is None else value
+                value = _read(definition, value)
             value = definition.convert(value)
             if value != definition.default:
                 changed[definition.name] = value
         return io.NodeOutput(changed)
+
+
+def _read(definition, text: str):
+    """A list or mapping as a settings file has it. Of prompts and file names, which may have any sign in them, what is no list is the only one."""
+    import yaml
+
+    if not text.strip():
+        return definition.default
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    is_whole = definition.kind == "list[str]" and not definition.words and not isinstance(value, (list, str))
+    return text if is_whole else definition.default if value is None else value
 
 
 def _offered() -> list:
