@@ -1,6 +1,7 @@
 """Where things lie in ComfyUI: the user's pictures, what runs write, and the LoRA files."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import folder_paths
@@ -16,7 +17,7 @@ def gallery_folder(text: str) -> Path:
     path = path_of(text)
     places = [path] if path.is_absolute() else [Path(folder_paths.get_input_directory()) / path, Path.cwd() / path]
     for place in places:
-        if place.is_dir():
+        if os.path.isdir(place):  # unlike Path's own, False for a name that is too long or may not be looked at
             return place.resolve()
     raise ValueError(f"there is no folder {' or '.join(map(str, places))}; give a full path, or a folder under ComfyUI's input folder")
 
