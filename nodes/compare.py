@@ -15,7 +15,7 @@ class HotLoRACompare(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model without the LoRA."),
                 io.Clip.Input("clip", tooltip="The text encoder without the LoRA."),
                 io.Vae.Input("vae", tooltip="Turns latents into pictures."),
-                io.String.Input("name", default="my_lora", tooltip="Name of the LoRA; name-000100 and the like are its saved steps."),
+                io.String.Input("name", default="my_lora", tooltip="Name of the LoRA, or its tag; name-000100 and the like are its saved steps."),
                 io.String.Input("prompt", multiline=True, default="a photo of sks", tooltip="What to draw, without a tag for this LoRA; tags of other LoRAs are on every picture."),
                 io.String.Input("negative", default="", tooltip="What should not be in the picture; tags of other LoRAs work here too."),
                 io.String.Input("weights", default="0.4, 0.8, 1.2", tooltip="Weights across, with commas between them."),
@@ -32,13 +32,12 @@ class HotLoRACompare(io.ComfyNode):
             is_output_node=True)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, prompt: str = "", negative: str = "", **others):
+    def fingerprint_inputs(cls, name: str | None, prompt: str | None = "", negative: str | None = "", **others):
         """A LoRA that was trained again under the same name makes the node run again."""
-        from .loras import registry, versions
-        from ..trainer.live import parse_prompt
+        from .loras import versions
 
         try:
-            return versions([*registry().saved_steps(name).values()], parse_prompt(prompt)[1] + parse_prompt(negative)[1])
+            return versions(prompt, negative, steps_of=name)
         except (ValueError, OSError):
             return float("nan")  # never equal to itself: the node runs and says what is wrong
 

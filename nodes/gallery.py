@@ -52,8 +52,10 @@ class HotLoRAGallery(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str, repeats: int = 1, purpose: str = "any", check_resolution: int = 512):
+    def fingerprint_inputs(cls, folder: str | None, repeats: int = 1, purpose: str = "any", check_resolution: int = 512):
         """A picture or caption that was added, changed or removed makes the node run again; captions that HotLoRA itself has made do not."""
+        if folder is None:
+            return float("nan")  # another node will give it, so that its pictures cannot be looked at yet: the node runs each time
         try:
             return gallery_state(gallery_folder(folder))
         except ValueError:

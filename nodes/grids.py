@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from .images import as_images
-from .loras import apply_tags, read, registry
+from .loras import apply_tags, name_of, read, registry
 from ..trainer.grid import draw_grid
 from ..trainer.live import LoraTag, parse_prompt
 from ..trainer.pixels import to_picture
@@ -24,7 +24,8 @@ def compare(name: str, weights: str, max_rows: int, *, model, clip, vae, prompt,
     numbers = read_weights(weights)
     prompt, tags = parse_prompt(prompt)
     negative, unwanted = parse_prompt(negative)
-    steps = registry().saved_steps(parse_prompt(f"<lora:{name}>")[1][0].name)
+    name = name_of(name)
+    steps = registry().saved_steps(name)
     model, clip = with_tags(model, clip, tags + unwanted, steps)
     rows = evenly(steps, max_rows)
     bar = comfy.utils.ProgressBar(1 + len(rows) * len(numbers))

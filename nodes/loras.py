@@ -8,7 +8,7 @@ import comfy.sd
 import comfy.utils
 
 from .places import lora_folders
-from ..trainer.live import LoraTag, Registry
+from ..trainer.live import LoraTag, Registry, parse_prompt
 
 _kept: dict[Path, tuple[tuple[int, int], dict]] = {}
 KEPT = 4
@@ -29,15 +29,29 @@ def read(path: Path) -> dict:
     return _kept[path][1]
 
 
-def versions(paths: list[Path], tags: list[LoraTag]) -> list[tuple]:
-    """What changes with the content of these files and of those that the tags name. ValueError for a name that is not there."""
+def versions(*texts: str | None, steps_of: str | None = "") -> list[tuple]:
+    """What changes with the content of the files that the texts' tags name, and of the saved steps of a LoRA. Where another node will give one of
+    these (None), any file may be meant. ValueError for a name that is not there."""
     found = registry()
-    states = [(path, path.stat()) for path in [*paths, *(found.path(tag.name) for tag in tags)]]
+    if None in (*texts, steps_of):
+        paths = found.files()
+    else:
+        steps = found.saved_steps(name_of(steps_of)).values() if steps_of else ()
+        paths = [*steps, *(found.path(tag.name) for text in texts for tag in parse_prompt(text)[1])]
+    states = [(path, path.stat()) for path in paths]
     return [(str(path), state.st_mtime_ns, state.st_size) for path, state in states]
 
 
+def name_of(text: str) -> str:
+    """The name in what a user gives for one: as in a tag, or the tag itself. ValueError for what is neither."""
+    tags = parse_prompt(text)[1] if "<" in text else []
+    return (tags or parse_prompt(f"<lora:{text}>")[1])[0].name
+
+
 def apply_tags(model: Any, clip: Any, tags: list[LoraTag]) -> tuple[Any, Any]:
-    """The model and the text encoder with every LoRA on them. ValueError for a name that is not there, before anything is read."""
+    """The model and the text encoder with every LoRA on them. ValueError for a name or a text encoder that is not there, before anything is read."""
+    if clip is None:
+        raise ValueError("the CLIP is missing; connect the CLIP of the checkpoint, or a CLIP loader")
     found = registry()
     paths = [found.path(tag.name) for tag in tags]
     for tag, path in zip(tags, paths):

@@ -25,13 +25,12 @@ class HotLoRAPrompt(io.ComfyNode):
             ])
 
     @classmethod
-    def fingerprint_inputs(cls, text: str, **others):
+    def fingerprint_inputs(cls, text: str | None, **others):
         """A LoRA that was trained again under the same name makes the node run again."""
         from .loras import versions
-        from ..trainer.live import parse_prompt
 
         try:
-            return versions([], parse_prompt(text)[1])
+            return versions(text)
         except (ValueError, OSError):
             return float("nan")  # never equal to itself: the node runs and says what is wrong
 

@@ -177,6 +177,11 @@ class Registry:
                 return found
             return {**found, name: self.path(name)}
 
+    def files(self) -> list[Path]:
+        """Every file that a name can mean, sorted."""
+        with self._lock:
+            return sorted(self._scan((".safetensors",)))
+
     def names(self) -> list[str]:
         """Every name that can be used, sorted."""
         with self._lock:

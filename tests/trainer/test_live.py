@@ -92,6 +92,7 @@ def folder(tmp_path):
 def test_a_name_without_its_folder_is_enough(folder):
     registry = Registry([folder])
     assert registry.names() == ["anna", "my_face"]
+    assert registry.files() == [folder / "my_face.safetensors", folder / "people" / "anna.safetensors"]
     found = registry.find("anna")
     assert found.path == folder / "people" / "anna.safetensors"
     assert found.weights[LAYER]["down"].tolist() == [[2.0] * 3] * 2
