@@ -16,19 +16,19 @@ import torch
 from server import PromptServer
 
 from .images import as_images
+from .loras import read
 from .places import cache_folder, lora_folders, run_folder
+from .unfinished import going_on
 from ..trainer.config import TrainConfig
 from ..trainer.footprint import Footprint
 from ..trainer.hosts.comfy import ComfyBackend
 from ..trainer.listeners import RunLog
-from ..trainer.lora_file import to_file_weights
-from ..trainer.lora_tensors import kohya_tensors
 from ..trainer.memory import FREE_SOME, explained
 from ..trainer.plot import draw_curve
 from ..trainer.presets import apply_preset
 from ..trainer.run import make_session, read_material
-from ..trainer.session import Listener, Session, StepReport
-from ..trainer.state import find_states
+from ..trainer.session import Listener, Outcome, Session, StepReport
+from ..trainer.state import find_states, put_states_aside
 
 log = logging.getLogger("hotlora")
 
@@ -55,8 +55,18 @@ class NodeProgress(Listener):
 
     def planned(self, session: Session, footprint: Footprint) -> None:
         self.plan = footprint.sentence()
-        log.info("%s: %s", session.name, self.plan)
-        PromptServer.instance.send_progress_text(self.plan, self.node_id)
+        self._say(session, self.plan)
+
+    def lightened(self, session: Session, rung: str) -> None:
+        PromptServer.instance.send_progress_text(rung, self.node_id)
+
+    def ended(self, session: Session, outcome: Outcome) -> None:
+        """A run that is cancelled or fails gives the graph nothing, so what it kept is told here."""
+        self._say(session, outcome.message.replace("go on with --resume", "run again to go on"))
+
+    def _say(self, session: Session, text: str) -> None:
+        log.info("%s: %s", session.name, text)
+        PromptServer.instance.send_progress_text(text, self.node_id)
 
     def stepped(self, session: Session, report: StepReport) -> None:
         self.losses.append((report.step, report.loss))
@@ -86,38 +96,46 @@ class NodeProgress(Listener):
 
 def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) -> Result:
     """Read the pictures, train, and apply the result. Cancelling saves first and then raises ComfyUI's own exception."""
-    with torch.inference_mode(False), explained(lambda: FREE_SOME):
-        name = values["name"]
+    name = values["name"]
+    with torch.inference_mode(False), explained(lambda: FREE_SOME), going_on(name):
         config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})
-        material = read_material(config, True, (Path(folder_paths.models_dir),), str(mm.get_torch_device()), _raise_if_cancelled)
         backend = ComfyBackend(model, clip, vae)
+        material = read_material(config, True, (Path(folder_paths.models_dir),), str(mm.get_torch_device()), _raise_if_cancelled)
         progress = NodeProgress(node_id)
         steps = apply_preset(values, preset, len(material.gallery.examples))["steps"]
         material = replace(material, config=replace(config, steps=steps))
         session = make_session(material, backend, [progress, RunLog(material.gallery.warnings)], _raise_if_cancelled)
         _continue(session)
         outcome = session.train()
-        if outcome.status == "stopped":
-            mm.interrupt_current_processing(False)
-            log.info("%s", outcome.message)
-            raise mm.InterruptProcessingException()
-        weights = kohya_tensors(to_file_weights(session.adapter.weights(), backend.lora_key), torch.float16)
-    applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, weights, 1.0, 1.0)
+        _pass_cancel_on(session, outcome)
+    # the file, as it holds the best step or the average where those are wanted
+    applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, read(outcome.lora), 1.0, 1.0)
     plot = as_images([draw_curve(progress.losses)])
-    told = f"{outcome.message}\n{progress.plan}" if progress.plan else outcome.message
+    given_up = "given up, as the memory did not suffice: " + "; ".join(session.plan.taken) if session.plan.taken else ""
+    told = "\n".join(filter(None, (outcome.message, progress.plan, given_up)))
     return Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, told)
 
 
+def _pass_cancel_on(session: Session, outcome: Outcome) -> None:
+    """What was pressed while we trained is about the whole graph. A run that is complete is handed on first, so that it is not done again."""
+    if outcome.status == "stopped":
+        mm.interrupt_current_processing(False)
+        raise mm.InterruptProcessingException()
+    if session.commands.stop.is_set() or session.backend.interrupted():
+        mm.interrupt_current_processing(True)
+
+
 def _continue(session: Session) -> None:
-    """Take up an unfinished run of the same name and settings; one with other settings is left where it is."""
+    """Take up an unfinished run of the same name and settings; the states of one with other settings are put aside, and never mixed with ours."""
     if not find_states(session.folder, session.name):
         return
     if session.resumable():
         session.resume()
         log.info("%s: going on from step %d of %d", session.name, session.step, session.total_steps)
     else:
-        log.info("%s: an unfinished run with other settings or pictures is in %s; this one starts anew", session.name, session.folder)
+        kept = put_states_aside(session.folder, session.name)
+        log.info("%s: an unfinished run with other settings or pictures is kept in %s; this one starts anew", session.name, kept)
 
 
 def _raise_if_cancelled(done: int, total: int) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import re
 from pathlib import Path
@@ -51,6 +52,15 @@ def load_newest_state(folder: Path, name: str) -> dict[str, Any]:
             log.warning("%s is damaged (%s) and is passed over", path, str(error).splitlines()[0] if str(error) else type(error).__name__)
     raise ValueError(f"there is nothing to resume: {folder} has no readable {name}-000000.state (any number); "
                      "check output_dir and name, or start without --resume")
+
+
+def put_states_aside(folder: Path, name: str) -> Path:
+    """Move the states of `name` to the first free of the folders `earlier-1`, `earlier-2`, ... in there, and return that."""
+    place = next(place for number in itertools.count(1) if not (place := folder / f"earlier-{number}").exists())
+    place.mkdir()
+    for path in find_states(folder, name):
+        path.rename(place / path.name)
+    return place
 
 
 def remove_states(folder: Path, name: str) -> None:

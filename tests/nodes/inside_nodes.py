@@ -30,6 +30,8 @@ def main() -> None:
         model, clip, vae = load(base / "models" / "checkpoints" / "random.safetensors")
         found = {"settings": settings(), "gallery": gallery(base)}
         found["train"] = train(base, model, clip, vae)
+        found["cancel"] = cancel(base, model, clip, vae)
+        found["backend"] = backend(model, clip, vae)
         found["prompt"] = prompt(model, clip)
         found["compare"] = compare(model, clip, vae)
         found["unfinished"] = unfinished(base)
@@ -58,7 +60,9 @@ def settings() -> dict:
     defaults = {one.id: one.as_dict().get("default") for one in schema.inputs}
     return {"defaults": HotLoRASettings.execute(**defaults)[0], "changed": HotLoRASettings.execute(**{
         **defaults, "save_steps": 50, "optimizer": "prodigy", "unet_target_modules": "[q_proj, v_proj]", "optimizer_args": "{beta3: 0.9}"})[0],
-        "bad": told(HotLoRASettings.execute, **{**defaults, "lr_scheduler": "l3"}), "bad list": told(HotLoRASettings.execute, unet_target_modules="{a: 1}")}
+        "bad": told(HotLoRASettings.execute, **{**defaults, "lr_scheduler": "l3"}), "bad list": told(HotLoRASettings.execute, unet_target_modules="{a: 1}"),
+        "bad mapping": told(HotLoRASettings.execute, optimizer_args="{beta3: "), "prompts": [HotLoRASettings.execute(preview_prompts=text)[0]["preview_prompts"] for text in (
+            "[one, two]", "@sks, smiling", "a sign: open", "[sks|dog], {red}", "'quoted'")]}
 
 
 def gallery(base: Path) -> dict:
@@ -68,21 +72,106 @@ def gallery(base: Path) -> dict:
     out = called(HotLoRAGallery).execute("me", 2)
     (base / "input" / "me" / "torn.png").unlink()
     return {"value": out[0], "report": out[1], "shown": len(out.ui["images"]), "validated": [
-        HotLoRAGallery.validate_inputs(folder) for folder in (None, "me", str(base / "input" / "me"), "nowhere", "")]}
+        HotLoRAGallery.validate_inputs(folder) for folder in (None, "me", str(base / "input" / "me"), "nowhere", "", "long" * 100)],
+        "from another node": HotLoRAGallery.fingerprint_inputs(None) == HotLoRAGallery.fingerprint_inputs(None)}
 
 
 def train(base: Path, model, clip, vae) -> dict:
+    from hotlora.nodes.prompt import HotLoRAPrompt
     from hotlora.nodes.train import HotLoRATrain
 
-    values = {"model": model, "clip": clip, "vae": vae, "gallery": {"train_data_dir": str(base / "input" / "me"), "repeats": 1}, "trigger": "sks",
-              "preset": "quick", "steps": 4, "rank": 2, "learning_rate": 0.01, "resolution": 64, "seed": 0}
+    values = widgets(base, model, clip, vae)
     node = called(HotLoRATrain)
     with_previews = node.execute(name="seen", settings={"preview_steps": 2, "preview_prompts": ["one", "two"]}, **values)
     plain = node.execute(name="plain", **values)
+    averaged = node.execute(name="averaged", settings={"ema_decay": 0.9}, **values)
+    by_tag = HotLoRAPrompt.execute(model, clip, averaged[2])[0]
     return {"tag": with_previews[2], "patched": [len(one.patches) for one in (model, with_previews[0], plain[0])], "plot": describe(with_previews[3]),
             "previews": describe(with_previews[4]), "no previews": describe(plain[4]), "same weights": with_previews[0].model is model.model,
-            "told": plain.ui["text"], "names": [HotLoRATrain.validate_inputs(name, None) for name in (None, "my face", "a/b")],
+            "told": plain.ui["text"], "same as by its tag": tensors(averaged[0]) == tensors(by_tag), "names": [HotLoRATrain.validate_inputs(name, None) for name in (None, "my face", "a/b")],
             "presets": [HotLoRATrain.validate_inputs("me", preset) for preset in (None, "best", "thorough", "longest")]}
+
+
+def widgets(base: Path, model, clip, vae) -> dict:
+    return {"model": model, "clip": clip, "vae": vae, "gallery": {"train_data_dir": str(base / "input" / "me"), "repeats": 1}, "trigger": "sks",
+            "preset": "quick", "steps": 4, "rank": 2, "learning_rate": 0.01, "resolution": 64, "seed": 0}
+
+
+def tensors(model) -> dict:
+    """What the LoRAs on a model would add to it, as data."""
+    return {str(key): [[patch[0], *(x.tolist() for x in patch[1].weights if hasattr(x, "tolist"))] for patch in patches] for key, patches in model.patches.items()}
+
+
+def cancel(base: Path, model, clip, vae) -> dict:
+    """A run that is cancelled, one of that name with another seed that is too and then goes on, and one that is cancelled in its last step."""
+    values = {**widgets(base, model, clip, vae), "name": "cancelled"}
+    folder = base / "output" / "hotlora" / "cancelled"
+
+    def states(place: Path) -> list[str]:
+        return sorted(path.name for path in place.glob("*.state"))
+
+    return {"first": watched(values, press_at=3), "left": states(folder), "other": watched({**values, "seed": 1}, press_at=1), "own": states(folder),
+            "aside": states(folder / "earlier-1"), "again": watched({**values, "seed": 1}), "over": states(folder),
+            "last": watched({**values, "name": "late"}, press_at=4)}
+
+
+def watched(values: dict, press_at: int = 0) -> dict:
+    """HotLoRA Train, with the cancel button pressed in a step: the steps it did, whether it gave something, and whether the rest of the graph is cancelled."""
+    import comfy.model_management as mm
+    import comfy.utils
+    from server import PromptServer
+
+    from hotlora.nodes import run
+    from hotlora.nodes.train import HotLoRATrain
+    from hotlora.nodes.unfinished import unfinished_runs
+
+    steps, texts, listed, stepped, send = [], [], [], run.NodeProgress.stepped, PromptServer.instance.send_progress_text
+
+    def watching(self, session, report):
+        steps.append(report.step)
+        listed.extend(run["name"] for run in unfinished_runs())
+        if report.step == press_at:
+            mm.interrupt_current_processing(True)
+        stepped(self, session, report)
+
+    run.NodeProgress.stepped, PromptServer.instance.send_progress_text = watching, lambda text, node_id: texts.append(text)
+    comfy.utils.set_progress_bar_global_hook(lambda *_, **__: mm.throw_exception_if_processing_interrupted())  # as the server's
+    try:
+        gave = called(HotLoRATrain).execute(settings={"save_steps": 1}, **values) is not None
+    except mm.InterruptProcessingException:
+        gave = False
+    finally:
+        run.NodeProgress.stepped, PromptServer.instance.send_progress_text = stepped, send
+        comfy.utils.set_progress_bar_global_hook(None)
+        pressed = mm.processing_interrupted()
+        mm.interrupt_current_processing(False)
+    return {"steps": steps, "gave": gave, "pressed": pressed, "last text": texts[-1], "listed": listed}
+
+
+def backend(model, clip, vae) -> dict:
+    """The button is not for the encoders in the middle of a step; patches of nodes upstream are told the noise; and what is asked for before pictures are read."""
+    import comfy.model_management as mm
+    import torch
+
+    from hotlora.nodes.train import HotLoRATrain
+    from hotlora.trainer.hosts.comfy import ComfyBackend
+
+    sigmas, patched = [], model.clone()
+    patched.set_model_input_block_patch(lambda h, options: sigmas.extend(options["sigmas"].tolist()) or h)
+    ours, pressed = ComfyBackend(patched, clip, vae), []
+    with ours.borrow():
+        for encode in (lambda: ours.encode_text(["a photo"]), lambda: ours.encode_image(torch.zeros(1, 3, 64, 64))):
+            mm.interrupt_current_processing(True)
+            try:
+                encode()
+            except mm.InterruptProcessingException:
+                pass
+            pressed.append(ours.interrupted())
+        mm.interrupt_current_processing(False)
+        cond = ours.encode_text(["a photo"])
+        ours.predict(torch.zeros(1, 4, 8, 8), torch.tensor([700]), cond, torch.tensor([[64, 64, 0, 0, 64, 64.]]))
+    return {"pressed": pressed, "sigma": sigmas[0], "expected": model.get_model_object("model_sampling").sigmas[700].item(),
+            "no vae": told(called(HotLoRATrain).execute, name="no", **{**widgets(Path("nowhere"), model, clip, None)})}
 
 
 def describe(images) -> dict:
@@ -99,17 +188,21 @@ def prompt(model, clip) -> dict:
     return {"plain": plain, "strengths": strengths, "untouched": len(model.patches), "same text": bool((conditioning[0][0] == alone[0][0]).all()),
             "fingerprint": HotLoRAPrompt.fingerprint_inputs(text) == HotLoRAPrompt.fingerprint_inputs(text),
             "missing": HotLoRAPrompt.fingerprint_inputs("<lora:nobody:1>") == HotLoRAPrompt.fingerprint_inputs("<lora:nobody:1>"),
-            "unknown": told(HotLoRAPrompt.execute, model, clip, "<lora:sen:1>")}
+            "linked": HotLoRAPrompt.fingerprint_inputs(None) == HotLoRAPrompt.fingerprint_inputs(None), "files": len(HotLoRAPrompt.fingerprint_inputs(None)),
+            "unknown": told(HotLoRAPrompt.execute, model, clip, "<lora:sen:1>"), "no clip": told(HotLoRAPrompt.execute, model, None, "a photo")}
 
 
 def compare(model, clip, vae) -> dict:
     from hotlora.nodes.compare import HotLoRACompare
     from hotlora.nodes.grids import evenly, read_weights
+    from hotlora.nodes.loras import name_of
 
     request = {"model": model, "clip": clip, "vae": vae, "prompt": "a photo", "negative": "", "max_rows": 2, "seed": 0, "steps": 1, "cfg": 2.0,
                "sampler_name": "euler", "scheduler": "normal", "width": 64, "height": 64}
     grid = called(HotLoRACompare).execute(name="seen", weights="0.5; 1", **request)[0]
     return {"grid": describe(grid), "bad weight": told(HotLoRACompare.execute, name="seen", weights="a lot", **request), "weights": read_weights("0.4, -1;2"),
+            "names": [name_of("seen"), name_of("<lora:seen:0.5>"), told(name_of, ""), told(name_of, "a<b")],
+            "linked": [len(HotLoRACompare.fingerprint_inputs(**names)) for names in ({"name": "seen"}, {"name": None}, {"name": "seen", "negative": None})],
             "rows": [list(evenly(dict.fromkeys(range(7)), count)) for count in (1, 3, 7, 9)]}
 
 

@@ -11,7 +11,7 @@ from hotlora.trainer.listeners import RunLog, TensorBoard
 from hotlora.trainer.lora_file import load_lora
 from hotlora.trainer.output_files import OutputError
 from hotlora.trainer.session import Listener, NotANumber, Outcome
-from hotlora.trainer.state import find_states
+from hotlora.trainer.state import find_states, put_states_aside
 
 
 def weights_of(session):
@@ -289,3 +289,16 @@ def test_resumable_says_whether_the_unfinished_run_is_the_same(config, session_o
     assert not session_of(config, learning_rate=2e-3).resumable() and not session_of(config, lora_rank=2).resumable()
     session_of(config).train()
     assert not session_of(config).resumable()
+
+
+def test_states_that_are_put_aside_meet_no_other_run(config, session_of):
+    stopped, other = session_of(config), session_of(config, learning_rate=2e-3)
+    stopped.stop()
+    stopped.train()
+    names = [path.name for path in find_states(stopped.folder, "mascot")]
+    kept = put_states_aside(stopped.folder, "mascot")
+    other.stop()
+    other.train()
+    assert session_of(config, learning_rate=2e-3).resumable() and not session_of(config).resumable()
+    assert [path.name for path in find_states(kept, "mascot")] == names
+    assert put_states_aside(stopped.folder, "mascot") != kept
