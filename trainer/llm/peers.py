@@ -23,6 +23,13 @@ def is_one_of_several() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
 
 
+def is_sharded() -> bool:
+    """Whether each process has a part of the base only (FSDP), so that all of them must compute together."""
+    from accelerate.state import AcceleratorState
+
+    return getattr(AcceleratorState(), "fsdp_plugin", None) is not None
+
+
 def wait_for_all() -> None:
     """For the other processes, if there are any."""
     if is_one_of_several():

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from ..output_files import write_atomically
 from ..state import step_stem
 from .answering import answer
+from .peers import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,7 @@ class Previews(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         if state.global_step % self.every and state.global_step < state.max_steps:
             return
-        sharded = bool(getattr(args, "fsdp", None))
-        if not (state.is_world_process_zero or sharded):
+        if not (state.is_world_process_zero or is_sharded()):
             return
         if self.base is None:
             self.base = answer(model, self.tokenizer, self.prompts, self.max_tokens, with_adapter=False)

@@ -95,12 +95,13 @@ def test_accelerate_launch(one, tmp_path):
 
 @pytest.mark.slow
 def test_a_base_in_pieces_gives_the_same_gradients_and_lora(one, tmp_path):
-    """FSDP2: each process keeps a part of every weight, and what is written is whole; it is stopped by a kill and gone on with."""
+    """FSDP2: each process keeps a part of every weight, and what is written is whole; it is stopped by a kill and gone on with, and answers previews."""
     config, gradients, alone = one
-    several = replace(config, batch_size=2, device="auto", output_dir=str(tmp_path / "several"))
+    several = replace(config, batch_size=2, device="auto", output_dir=str(tmp_path / "several"), preview_steps=5, preview_max_tokens=2)
     environment = {"HOTLORA_TEST_FSDP": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch(torchrun(2), several, gradients=tmp_path / "several.pt", killed=(1, 6), check=False, **environment)
     found = torch.load(tmp_path / "several.pt")
     assert found["sharded"] > 40 and difference(gradients, found["gradients"]) < 1e-6
     launch(torchrun(2), several, "--resume", **environment)
     assert difference(alone, lora(several)) < 1e-5
+    assert [file.name for file in sorted((tmp_path / "several" / "previews").iterdir())] == ["facts-000005.md", "facts-000009.md"]
