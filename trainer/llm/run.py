@@ -75,10 +75,13 @@ class LanguageRun:
     def total_steps(self) -> int:
         return self.config.steps or (self.config.epochs or 3) * self.steps_per_epoch
 
+    @property
+    def wants_fsdp(self) -> bool:
+        return os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
+
     def launch_warnings(self) -> list[str]:
         """What accelerate was told and does not do here."""
-        wanted = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("true", "1", "yes")
-        if wanted and str(self.arguments.distributed_state.distributed_type).endswith("MULTI_CPU"):
+        if self.wants_fsdp and str(self.arguments.distributed_state.distributed_type).endswith("MULTI_CPU"):
             return ["accelerate is set to FSDP, which it does on GPUs only; on the CPU each process has the whole base"]
         return []
 
@@ -113,7 +116,8 @@ class LanguageRun:
         """Go on from the newest complete checkpoint. Returns what differs from the run that wrote it; ValueError when it cannot be done."""
         facts = read_run(self.checkpoints, self.name)
         step, self.checkpoint = find_checkpoints(self.checkpoints)[0]
-        if step >= self.total_steps:
+        only_result = step == self.total_steps == facts["total_steps"] and not self.wants_fsdp
+        if step >= self.total_steps and not only_result:
             raise ValueError(f"the saved run is at step {step} and this one ends at {self.total_steps}: there is nothing left to do; raise steps or "
                              "epochs to train further")
         then, now = facts["config"], self.config.to_dict()
@@ -139,7 +143,10 @@ class LanguageRun:
         self._start_log()
         self._make_trainer()
         try:
-            self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            if self.step < self.total_steps:
+                self.trainer.train(resume_from_checkpoint=str(self.checkpoint) if self.checkpoint else None)
+            else:  # all is trained, and the result could not be written
+                self.trainer.take_up(self.checkpoint)
         except (Exception, KeyboardInterrupt) as error:
             said = self.peers.explained(self._explained(error))
             outcome = self._keep_after(said)

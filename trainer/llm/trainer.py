@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 
 from ..precision import pick_precision
 from .config import OPTIMIZERS, LanguageConfig
@@ -35,6 +35,12 @@ class LanguageTrainer(Trainer):
         """Fillers only where the loss is that of all processes' tokens together, so that a batch may have none."""
         several = self.args.world_size > 1 and self.model_accepts_loss_kwargs
         return Order(len(self.train_dataset), self.args.per_device_train_batch_size * self.args.world_size if several else 1, self.args.seed)
+
+    def take_up(self, checkpoint: Path) -> None:
+        """Stand where a run ends that wrote `checkpoint` in its last step: its best weights, or else the last ones."""
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or str(checkpoint))
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Loss (nats per token) and perplexity of the held-out and of the general rows."""

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from hotlora.trainer.llm.checkpoints import checkpoints_folder, find_checkpoints
 from hotlora.trainer.llm.model import load_base
+from hotlora.trainer.output_files import OutputError
 from hotlora.trainer.session import NotANumber
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -135,6 +136,20 @@ def test_a_killed_run_goes_on_exactly(config, run_of, tmp_path):
     done = run.train()
     assert done.status == "completed" and same(weights(done.lora), undisturbed)
     assert (Path(config.output_dir) / "facts-000005" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_a_result_that_could_not_be_written_is_written_by_resume(config, run_of, tmp_path, monkeypatch, validation):
+    config = replace(config, validation=validation, learning_rate=0.05, eval_steps=1)
+    undisturbed = run_of(replace(config, output_dir=str(tmp_path / "undisturbed"))).train()
+    run = run_of(config)
+    monkeypatch.setattr(run, "_save_result", lambda step: (_ for _ in ()).throw(OutputError("the disk is full")))
+    with pytest.raises(OutputError):
+        run.train()
+    run = run_of(config, resume=True)
+    done = run.train()
+    assert run.changes == [] and (done.status, done.step) == ("completed", 6) and not run.checkpoints.exists()
+    assert same(weights(done.lora), weights(undisturbed.lora)) and done.message.replace(str(done.lora), "") == undisturbed.message.replace(str(undisturbed.lora), "")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
