@@ -12,6 +12,7 @@ from .library import ModelChoice
 from .writing import destination
 from ..config import TrainConfig
 from ..gallery_files import folder_repeats, relative_name
+from ..memory import is_out_of_memory
 from ..output_files import OutputError
 
 log = logging.getLogger(__name__)
@@ -49,8 +50,8 @@ def planned_captions(config: TrainConfig, model_folders: tuple[Path, ...]) -> Pl
 
 def caption_before_training(config: TrainConfig, model_folders: tuple[Path, ...], device: str | None = None,
                             progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] = lambda: False) -> CaptionReport | None:
-    """Make what is missing; None when there was nothing to do. ValueError when a model that the user named cannot be used; one that was
-    merely found costs a warning, and the run goes on."""
+    """Make what is missing; None when there was nothing to do. ValueError when a model that the user named cannot be used, or torch's own error
+    when it does not fit into the memory; one that was merely found costs a warning, and the run goes on."""
     planned = planned_captions(config, model_folders)
     if planned is None:
         return None
@@ -58,8 +59,8 @@ def caption_before_training(config: TrainConfig, model_folders: tuple[Path, ...]
     wishes = CaptionWishes(purpose=config.purpose, trigger=config.trigger, only=planned.names, max_megapixels=config.max_megapixels)
     try:
         report = caption_folder(config.train_data_dir, ModelChoice(planned.model, model_folders, device or config.device), wishes, progress, cancelled)
-    except (ValueError, OutputError) as error:
-        if config.caption_model and isinstance(error, ValueError):
+    except Exception as error:
+        if not isinstance(error, OutputError) and (config.caption_model or not (isinstance(error, ValueError) or is_out_of_memory(error))):
             raise
         log.warning("warning: no captions were made (%s); training goes on without", error)
         return None

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hotlora.trainer.captions import read_metadata, read_sidecar
+from hotlora.trainer.captions import at_start, read_metadata, read_sidecar
 from hotlora.trainer.captions.automatic import CaptionWishes, caption_folder, undo
 from hotlora.trainer.captions.marks import FILE, Marks
 from hotlora.trainer.captions.models import Said, Tag
 from hotlora.trainer.captions.writing import with_rows
+from hotlora.trainer.config import TrainConfig
 
 COLOURS = ("red", "green", "blue")
 
@@ -116,6 +117,16 @@ def test_a_batch_that_does_not_fit_is_halved(folder: Path) -> None:
     model = ColourModel(largest_batch=0)
     with pytest.raises(RuntimeError, match="memory"):
         caption_folder(folder, model)
+
+
+def test_a_model_that_was_merely_found_and_does_not_fit_beside_the_base_is_no_end_of_a_run(folder: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(at_start, "first_local", lambda folders: "found")
+    monkeypatch.setattr(at_start, "caption_folder", lambda folder, *_: caption_folder(folder, ColourModel(largest_batch=0)))
+    config = TrainConfig(train_data_dir=str(folder))
+    assert at_start.caption_before_training(config, ()) is None
+    assert "no captions were made (CUDA out of memory)" in caplog.text
+    with pytest.raises(RuntimeError, match="memory"):
+        at_start.caption_before_training(TrainConfig(train_data_dir=str(folder), caption_model="mine"), ())
 
 
 def test_a_caption_that_a_person_writes_meanwhile_stays(folder: Path) -> None:
