@@ -32,6 +32,7 @@ def main() -> None:
         found["train"] = train(base, model, clip, vae)
         found["cancel"] = cancel(base, model, clip, vae)
         found["backend"] = backend(model, clip, vae)
+        found["inpainting"] = inpainting(base / "models" / "checkpoints" / "random.safetensors")
         found["prompt"] = prompt(model, clip)
         found["compare"] = compare(model, clip, vae)
         found["unfinished"] = unfinished(base)
@@ -172,6 +173,31 @@ def backend(model, clip, vae) -> dict:
         ours.predict(torch.zeros(1, 4, 8, 8), torch.tensor([700]), cond, torch.tensor([[64, 64, 0, 0, 64, 64.]]))
     return {"pressed": pressed, "sigma": sigmas[0], "expected": model.get_model_object("model_sampling").sigmas[700].item(),
             "no vae": told(called(HotLoRATrain).execute, name="no", **{**widgets(Path("nowhere"), model, clip, None)})}
+
+
+def inpainting(checkpoint: Path) -> float:
+    """Relative distance of our prediction to the host's own with a model that is also told a mask and what is around it: here all is to be drawn."""
+    import comfy.sd
+    import comfy.utils
+    import torch
+
+    from hotlora.trainer.hosts.comfy import ComfyBackend
+
+    weights, first = comfy.utils.load_torch_file(str(checkpoint)), "model.diffusion_model.input_blocks.0.0.weight"
+    generator = torch.Generator().manual_seed(0)
+    weights[first] = torch.cat([weights[first], torch.randn(320, 5, 3, 3, generator=generator).to(weights[first]) / 9], 1)
+    model, clip, vae = comfy.sd.load_state_dict_guess_config(weights)[:3]
+    ours, z_BCHW = ComfyBackend(model, clip, vae), torch.randn(2, 4, 8, 8, generator=generator)
+    t_B = torch.tensor([700, 120])
+    sigma_B = model.get_model_object("model_sampling").sigmas[t_B]
+    with ours.borrow():
+        cond = ours.batch_text([{key: x[0] for key, x in ours.encode_text([text]).items()} for text in ("a photo", "a red star, " * 40)])
+        out_BCHW = ours.predict(z_BCHW, t_B, cond, torch.tensor([[64, 64, 0, 0, 64, 64.]] * 2))
+    x_BCHW = z_BCHW * (sigma_B.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
+    around_BCHW = torch.cat([torch.ones(2, 1, 8, 8), model.model.blank_inpaint_image_like(z_BCHW)], 1)
+    x0_BCHW = model.model.apply_model(x_BCHW, sigma_B, c_concat=around_BCHW, c_crossattn=cond["hidden_BLD"])
+    expected_BCHW = (x_BCHW - x0_BCHW) / sigma_B.view(-1, 1, 1, 1)
+    return ((out_BCHW - expected_BCHW).norm() / expected_BCHW.norm()).item()
 
 
 def describe(images) -> dict:

@@ -85,6 +85,10 @@ def test_a_missing_vae_is_said_before_pictures_are_read(found):
     assert "the VAE is missing" in found["backend"]["no vae"]
 
 
+def test_an_inpainting_model_is_trained_as_the_host_draws_with_it(found):
+    assert found["inpainting"] < 1e-4
+
+
 def test_the_prompt_applies_its_tags_and_encodes_the_rest(found):
     told = found["prompt"]
     assert "<" not in told["plain"] and told["same text"] and told["untouched"] == 0

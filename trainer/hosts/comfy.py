@@ -140,7 +140,9 @@ class ComfyBackend:
         else:
             sigma_B = base.model_sampling.sigma(t_B)
         extra = self._extra(x_BCHW, cond, size_B6, dtype)
-        context = extra.pop("c_crossattn", None)
+        context, around_BCHW = extra.pop("c_crossattn", None), extra.pop("c_concat", None)
+        if around_BCHW is not None:
+            x_BCHW = torch.cat([x_BCHW, around_BCHW], 1)
         t_B = base.process_timestep(t_B, x=x_BCHW, **extra)
         out_BCHW = self.unet(x_BCHW, t_B, context=context, control=None, transformer_options={**self._options, "sigmas": sigma_B}, **extra)
         if not torch.is_tensor(out_BCHW):
@@ -148,14 +150,16 @@ class ComfyBackend:
         return out_BCHW.float()
 
     def _extra(self, x_BCHW: torch.Tensor, cond: dict[str, torch.Tensor], size_B6: torch.Tensor, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """What the model asks for beside latents and timestep, each picture with its own text, sizes and crop."""
+        """What the model asks for beside latents and timestep, each picture with its own text, sizes and crop. One for inpainting is told that
+        all is to be drawn."""
         rows: list[dict] = []
         with torch.no_grad():
             for i, (height, width, top, left, target_height, target_width) in enumerate(size_B6.tolist()):
                 pooled = {"pooled_output": cond["pooled_BD"][i:i + 1]} if "pooled_BD" in cond else {}
+                x_1CHW = x_BCHW[i:i + 1]
                 rows.append(self.model.model.extra_conds(
-                    cross_attn=cond["hidden_BLD"][i:i + 1].to(self.device), noise=x_BCHW[i:i + 1], device=self.device, width=width, height=height,
-                    crop_w=left, crop_h=top, target_width=target_width, target_height=target_height, **pooled))
+                    cross_attn=cond["hidden_BLD"][i:i + 1].to(self.device), noise=x_1CHW, latent_image=torch.zeros_like(x_1CHW), device=self.device,
+                    width=width, height=height, crop_w=left, crop_h=top, target_width=target_width, target_height=target_height, **pooled))
             found = {key: rows[0][key].concat([row[key] for row in rows[1:]]) for key in rows[0]}
         return {key: x.to(self.device, dtype) if torch.is_tensor(x) and x.is_floating_point() else x for key, x in found.items()}
 
