@@ -129,9 +129,9 @@ class Ranks(Alone):
         result, error = None, None
         try:
             result = work()
-        except PeerFailed:
-            raise
         except Exception as its_own:
+            if isinstance(its_own, PeerFailed) and self.roll.failure is not None:
+                raise
             error = its_own
         said = self.gather(None if error is None else str(error))
         first = next((rank for rank, text in enumerate(said) if text is not None), None)

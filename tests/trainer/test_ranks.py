@@ -164,3 +164,10 @@ def test_machines_with_disks_of_their_own(settings, tmp_path):
     assert [one["encoded"] for one in seen] == [PICTURES, PICTURES]
     assert Counter(len(one["samples"]) for one in seen) == {8: 2}
     assert not written_in(seen[1], elsewhere["output_dir"]) and (Path(shared["output_dir"]) / "mascot.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_nothing_to_resume_is_said_once_and_nobody_is_lost(settings, tmp_path):
+    """The first process alone reads the state; the other one, which learns that it cannot, stays until all know why."""
+    ended = Group(tmp_path / "shared", 2, settings("shared"), resume=True).end()
+    assert ended.codes == [1, 1] and len(ended.said.splitlines()) == 1 and "there is nothing to resume" in ended.said, ended.errors
