@@ -479,6 +479,11 @@ class Session:
 
     def _finish(self) -> Outcome:
         done = self.is_done
+        if not done and self.step == 0:
+            # a file that changes nothing would take the place of an earlier LoRA of that name
+            save_state(self.folder, self.name, 0, self.state_dict())
+            return Outcome("stopped", 0, self.total_steps, None, f"stopped before the first step{self._stop_reason}; nothing had been learned yet, "
+                                                                 "so that no LoRA was written; go on with --resume")
         lora = self._save_result()
         if done:
             remove_states(self.folder, self.name)

@@ -280,6 +280,21 @@ def test_the_lora_can_go_to_a_folder_of_its_own(config, session_of, tmp_path):
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
+def test_a_run_that_is_stopped_before_its_first_step_takes_no_name(config, session_of):
+    earlier = session_of(config).train().lora.read_bytes()
+    stopped, recorder = session_of(config), Recorder()
+    stopped.listeners.append(recorder)
+    stopped.stop()
+    outcome = stopped.train()
+    assert (outcome.status, outcome.step, outcome.lora) == ("stopped", 0, None) and recorder.outcome is outcome
+    assert "before the first step" in outcome.message and "--resume" in outcome.message
+    assert [path.name for path in stopped.folder.glob("*.safetensors")] == ["mascot.safetensors"]
+    assert (stopped.folder / "mascot.safetensors").read_bytes() == earlier
+    again = session_of(config)
+    again.resume()
+    assert again.train().status == "completed"
+
+
 def test_resumable_says_whether_the_unfinished_run_is_the_same(config, session_of):
     assert not session_of(config).resumable()
     stopped = session_of(config)
