@@ -67,7 +67,8 @@ class Bundle:
         exported = replace(portable(own, self.name, self.base.name), **dict.fromkeys(CODE)).to_dict()
         for key, value in own.to_dict().items():
             if value != exported[key]:
-                raise ValueError(f"{SETTINGS_FILE} sets {key} to {shown(value)}, which no exported job does, so it has been changed; export the job again")
+                raise ValueError(f"{SETTINGS_FILE} sets {key} to {shown(value)}, which no exported job does, so it has been changed; "
+                                 "export the job again")
         if own.optimizer not in OPTIMIZERS and not OF_TORCH.fullmatch(own.optimizer) and "optimizer" not in given:
             raise ValueError(f"optimizer is {own.optimizer}, a program that is no part of HotLoRA or torch; if you trust it, add --set "
                              f"optimizer={own.optimizer}")

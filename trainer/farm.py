@@ -1,5 +1,5 @@
-"""Many LoRAs, of pictures and of texts: a list of jobs on Ray, one device each, on this machine or a cluster. Ray schedules, and takes a job up again when its worker or
-its machine dies; the run then goes on from its newest state, as `train.py --resume` does."""
+"""Many LoRAs, of pictures and of texts: a list of jobs on Ray, one device each, on this machine or a cluster. Ray schedules, and takes
+a job up again when its worker or its machine dies; the run then goes on from its newest state, as `train.py --resume` does."""
 from __future__ import annotations
 
 import hashlib
