@@ -11,7 +11,7 @@ from .caption_choices import PURPOSES
 from .names import check_name
 from .settings import CheckedSettings, Setting, setting
 
-LR_SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial")
+LR_SCHEDULERS = ("constant", "linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt")
 OPTIMIZERS = ("adamw", "adamw8bit", "prodigy", "adafactor", "lion")
 PATH = r"(?s).*\S.*"
 FUNCTION = r".+:[^\W\d]\w*"
@@ -106,7 +106,8 @@ class TrainConfig(CheckedSettings):
         "How far each step changes the LoRA; lower it when pictures look burnt, use 1 with prodigy."))
     text_encoder_lr: float | None = setting(None, above=0, maximum=10, help=(
         "Learning rate of the text encoder; empty means the same as learning_rate."))
-    lr_scheduler: str = setting("cosine", choices=LR_SCHEDULERS, help="How the learning rate changes during the run.")
+    lr_scheduler: str = setting("cosine", choices=LR_SCHEDULERS, help=(
+        "How the learning rate changes during the run; inverse_sqrt starts high and falls more and more slowly, whatever the number of steps."))
     lr_warmup_steps: int = setting(0, minimum=0, maximum=10_000_000, unit="steps", help=(
         "During this many first steps the learning rate rises from 0 to its full value."))
     lr_cycles: int = setting(1, minimum=1, maximum=1000, unit="cycles", help=(

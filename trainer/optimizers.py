@@ -39,6 +39,8 @@ CURVES: dict[str, Callable[[float, int], float]] = {
     "polynomial": lambda x, cycles: (1 - x) ** 2,
 }
 """Share of the learning rate after the share `x` (0 to 1) of the steps that follow the warm-up. Cosine: 1608.03983."""
+TIME_SCALE = 25
+"""Steps after which inverse_sqrt is down to sqrt(1/2)."""
 
 
 def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
@@ -139,9 +141,10 @@ def make_scheduler(config: TrainConfig, optimizer: Optimizer, total_steps: int) 
 
     Step k of the warm-up (from 0) has the share (k + 1) / (warm-up + 1), so that no step is wasted on a rate of 0. The rate is
     worked out from the step number alone, unlike in torch's own CosineAnnealingLR, whose saved state keeps the old length:
-    so a run that is resumed with more steps follows the longer curve.
+    so a run that is resumed with more steps follows the longer curve. inverse_sqrt (1706.03762, eq. 3) does not depend on
+    the length: k steps after the warm-up it has the share sqrt(s / (s + k)), with s = `TIME_SCALE`.
     """
-    warmup, cycles, curve = config.lr_warmup_steps, config.lr_cycles, CURVES[config.lr_scheduler]
+    warmup, cycles, curve = config.lr_warmup_steps, config.lr_cycles, CURVES.get(config.lr_scheduler)
     if warmup and warmup >= total_steps:
         log.warning("lr_warmup_steps is %d, but the run has %d steps, so the full learning rate is never reached", warmup,
                     total_steps)
@@ -149,6 +152,8 @@ def make_scheduler(config: TrainConfig, optimizer: Optimizer, total_steps: int) 
     def share(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
+        if curve is None:
+            return math.sqrt(TIME_SCALE / (TIME_SCALE + step - warmup))
         return curve(min(1.0, (step - warmup) / max(1, total_steps - warmup)), cycles)
 
     return LambdaLR(optimizer, share)

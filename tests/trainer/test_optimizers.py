@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hotlora.trainer.config import LR_SCHEDULERS, OPTIMIZERS, TrainConfig
-from hotlora.trainer.optimizers import CURVES, EMA, SOURCES, make_optimizer, make_scheduler, settled
+from hotlora.trainer.optimizers import CURVES, EMA, SOURCES, TIME_SCALE, make_optimizer, make_scheduler, settled
 
 PACKAGE = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt", "lion": "lion_pytorch",
            "schedulefree.AdamWScheduleFree": "schedulefree"}
@@ -68,7 +68,7 @@ ALL = (*OPTIMIZERS, "torch.optim.SGD", "torch.optim.RMSprop", "schedulefree.Adam
 
 
 def test_every_choice_has_a_source():
-    assert set(SOURCES) == set(OPTIMIZERS) and set(CURVES) == set(LR_SCHEDULERS)
+    assert set(SOURCES) == set(OPTIMIZERS) and set(CURVES) | {"inverse_sqrt"} == set(LR_SCHEDULERS)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -236,6 +236,8 @@ def test_schedules_equal_those_of_transformers(name, cycles):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     if name == "cosine_with_restarts":
         theirs = optimization.get_cosine_with_hard_restarts_schedule_with_warmup(optimizer, 0, 50, num_cycles=cycles)
+    elif name == "inverse_sqrt":
+        theirs = optimization.get_inverse_sqrt_schedule(optimizer, 0, timescale=TIME_SCALE)
     else:
         theirs = optimization.get_scheduler(name, optimizer, 0, None if name == "constant" else 50)
     expected = []
@@ -244,6 +246,10 @@ def test_schedules_equal_those_of_transformers(name, cycles):
         optimizer.step()
         theirs.step()
     assert rates(50, lr_scheduler=name, lr_cycles=cycles) == pytest.approx(expected, abs=1e-9)
+
+
+def test_inverse_sqrt_does_not_depend_on_the_length_of_the_run():
+    assert rates(40, lr_scheduler="inverse_sqrt", lr_warmup_steps=5) == rates(200, lr_scheduler="inverse_sqrt", lr_warmup_steps=5)[:40]
 
 
 def test_schedules_equal_those_of_torch():
@@ -268,7 +274,7 @@ def test_warm_up_rises_evenly_and_then_the_curve_starts_at_its_top(name):
     assert found[4:] == pytest.approx(rates(20, lr_scheduler=name))
 
 
-@pytest.mark.parametrize("name", LR_SCHEDULERS)
+@pytest.mark.parametrize("name", CURVES)
 def test_after_the_end_the_rate_stays(name):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = make_scheduler(config(lr_scheduler=name, lr_cycles=3), optimizer, 10)

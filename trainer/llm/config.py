@@ -67,7 +67,7 @@ class LanguageConfig(CheckedSettings):
     gradient_accumulation_steps: int = setting(1, minimum=1, maximum=10000, unit="batches", help=(
         "How many batches are added up for one step: the effect of a larger batch without its memory."))
     learning_rate: float = setting(2e-4, above=0, maximum=10, help="How far each step changes the LoRA; lower it when answers turn into noise.")
-    lr_scheduler: str = setting("cosine", choices=tuple(name for name in LR_SCHEDULERS if name != "cosine_with_restarts"), help=(
+    lr_scheduler: str = setting("cosine", choices=tuple(name for name in LR_SCHEDULERS if name not in ("cosine_with_restarts", "inverse_sqrt")), help=(
         "How the learning rate changes during the run."))
     lr_warmup_steps: int = setting(0, minimum=0, maximum=10_000_000, unit="steps", help=(
         "During this many first steps the learning rate rises from 0 to its full value."))

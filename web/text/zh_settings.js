@@ -39,7 +39,7 @@ export const zhSettings = {
   gradient_accumulation_steps: ["梯度累积", "多少个批次累加成一步：效果等同于更大的批次，而不多占内存。"],
   learning_rate: ["学习率", "每一步改变 LoRA 的幅度；画面过火就调低，用 prodigy 时填 1。留空由预设决定。"],
   text_encoder_lr: ["文本编码器学习率", "文本编码器的学习率；留空则与学习率相同。"],
-  lr_scheduler: ["学习率调度", "学习率在训练过程中如何变化。"],
+  lr_scheduler: ["学习率调度", "学习率在训练过程中如何变化；inverse_sqrt 开始时高，之后越降越慢，与总步数无关。"],
   lr_warmup_steps: ["预热步数", "在最初这么多步里，学习率从 0 升到设定值。"],
   lr_cycles: ["重启次数", "cosine_with_restarts 重新开始的次数；其他方式不用它。"],
   optimizer: ["优化器", "改变 LoRA 的规则：adamw、adamw8bit、prodigy、adafactor、lion，或用 package.Class 指定任意其他优化器。"],
