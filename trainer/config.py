@@ -147,7 +147,7 @@ class TrainConfig(CheckedSettings):
     validation: bool = setting(False, help=(
         "From 12 pictures on, hold a tenth of them back and measure on them what is learned; the LoRA of the best step becomes the result."))
     early_stop: bool = setting(True, help=(
-        "With validation: end the run when the held-out pictures have got no better for a while; where none are held out, when prior drift no longer rises."))
+        "With validation: end the run when more than a third of what was learned about the held-out pictures is lost again; where none are held out, when prior drift no longer rises."))
 
     # Output
     output_dir: str = setting("output", pattern=PATH, form="a path", help=(

@@ -38,14 +38,15 @@ COST = 0.03
 """Share of a run's time that measuring may take. A step costs at least two forwards for each of its samples, but on a small base a batch of many costs
 little more than half as many single ones."""
 FIRST, PATIENCE, SETTLED = 0.2, 0.3, 0.2
-"""Shares of a run's steps: it is never stopped in the first of them, but when the best lies so far behind, or, where nothing is held back, when
-the drift has found no new height for so long (see bench/QUALITY.md)."""
+"""Shares of a run's steps: it is never stopped in the first of them, but when the step to keep lies so far behind, or, where nothing is held back,
+when the drift has found no new height for so long (see bench/QUALITY.md)."""
 FEWEST_AFTER, FEWEST_SETTLED = 2, 4
 """So many measurements at least must say so."""
 RISE = 0.05
 """What counts as a new height of the drift: by this share of the last one."""
-BETTER = 0.002
-"""What counts as better: by this share of the base's loss."""
+KEPT = 2 / 3
+"""Share of the most that was ever learned about the held-out pictures. As long as so much of it is left, more steps do more good than harm: what a LoRA draws
+still comes together when the loss on other pictures has begun to rise (measured, bench/QUALITY.md)."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,25 @@ class Measurement:
 
 @dataclass
 class Progress:
-    """The measurements of a run, and which step was the best."""
+    """The measurements of a run, and which step is to be kept: `best` is the last one with `KEPT` of the most that was learned about the held-out
+    pictures, or the least bad one where nothing was."""
 
     measurements: list[Measurement] = field(default_factory=list)
     best: int | None = None
 
     def add(self, measurement: Measurement) -> bool:
-        """True when this is the best so far; where nothing is held back the last one always is."""
+        """True when this is the one to keep; where nothing is held back the last one always is."""
         self.measurements.append(measurement)
         if measurement.held_out is None:
             return True
-        lowest = next((m.held_out for m in self.measurements if m.step == self.best), math.inf)
-        if measurement.held_out < lowest - (BETTER if self.best is not None else 0):
+        lowest = min(m.held_out for m in self.measurements)
+        if measurement.held_out <= (KEPT * lowest if lowest < 0 else lowest):
             self.best = measurement.step
             return True
         return False
 
     def is_over(self, total_steps: int) -> bool:
-        """Whether to stop: the best lies long behind; where nothing is held back, the drift no longer rises."""
+        """Whether to stop: the step to keep lies long behind; where nothing is held back, the drift no longer rises."""
         if not self.measurements or self.measurements[-1].step < FIRST * total_steps:
             return False
         if self.best is None:
@@ -99,7 +101,7 @@ class Progress:
         stopped = f"stopped at step {self.measurements[-1].step:,} of {total_steps:,}"
         if self.best is None:
             return f"{stopped}: prior drift has not risen since step {self._highest():,}, so that more steps would teach little"
-        return f"{stopped}: held-out loss has not improved since step {self.best:,}, which is kept"
+        return f"{stopped}: held-out loss has lost more than a third of its gain since step {self.best:,}, which is kept"
 
     def state_dict(self) -> dict[str, Any]:
         return {"measurements": [asdict(m) for m in self.measurements], "best": self.best}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hotlora.trainer import validate
 from hotlora.trainer.demo import drawings
 from hotlora.trainer.gallery import read_gallery
 from hotlora.trainer.listeners import TensorBoard
@@ -135,14 +136,15 @@ def test_a_stopped_and_resumed_run_measures_and_keeps_the_same(session_of, valid
 
 
 def test_the_best_step_is_the_result_and_the_end_says_why(session_of, validated, monkeypatch):
-    """A learning rate that is far too high learns for a moment and then destroys."""
+    """A learning rate that is far too high learns for a moment and then gets no better."""
     every(monkeypatch, 1)
+    monkeypatch.setattr(validate, "KEPT", 1.0)
     watch = Watch()
     session = session_of(validated, [watch], steps=40, learning_rate=0.03, lr_scheduler="constant", lr_warmup_steps=3)
     outcome = session.train()
-    best = min(watch.measurements, key=lambda m: m.held_out)
-    assert outcome.status == "completed" and outcome.step < 40 and best.step < outcome.step
-    assert f"stopped at step {outcome.step} of 40: held-out loss has not improved since step {session.progress.best}, which is kept" in outcome.message
+    lowest = min(watch.measurements, key=lambda m: m.held_out)
+    assert outcome.status == "completed" and outcome.step < 40 and lowest.step <= session.progress.best < outcome.step
+    assert f"stopped at step {outcome.step} of 40: held-out loss has lost more than a third of its gain since step {session.progress.best}, which is kept" in outcome.message
     assert watch.saved_as == ["mascot-last", "mascot"]
     for stem, step in (("mascot", session.progress.best), ("mascot-last", outcome.step)):
         weights, metadata = load_lora(outcome.lora.with_name(f"{stem}.safetensors"))
@@ -157,6 +159,7 @@ def test_the_best_step_is_the_result_and_the_end_says_why(session_of, validated,
 
 def test_early_stop_can_be_turned_off(session_of, validated, monkeypatch):
     every(monkeypatch, 1)
+    monkeypatch.setattr(validate, "KEPT", 1.0)
     session = session_of(validated, steps=20, learning_rate=0.03, lr_scheduler="constant", lr_warmup_steps=3, early_stop=False)
     outcome = session.train()
     assert outcome.step == 20 and session.progress.best < 20 and outcome.lora.with_name("mascot-last.safetensors").exists()
@@ -182,10 +185,14 @@ def test_measuring_takes_its_share_of_the_forwards_at_most(session_of, validated
 
 def test_progress_knows_the_best_and_the_end():
     progress = Progress()
-    values = [0.0, -0.2, -0.3, -0.301, -0.29, -0.28, -0.28, -0.27, -0.26]
+    values = [0.1, -0.1, -0.3, -0.25, -0.21, -0.19, -0.19, -0.15, -0.18]
     best = [progress.add(Measurement(100 * (i + 1), value, 0.1)) for i, value in enumerate(values)]
-    assert best == [True, True, True, False, False, False, False, False, False] and progress.best == 300
+    assert best == [True, True, True, True, True, False, False, False, False] and progress.best == 500
     assert progress.is_over(1000) and not progress.is_over(10_000)
+    assert not progress.add(Measurement(1000, -0.19, 0.1)) and progress.add(Measurement(1100, -0.201, 0.1)) and progress.best == 1100
+    assert not progress.is_over(1000)
+    never = Progress()
+    assert [never.add(Measurement(step, value, 0.1)) for step, value in ((1, 0.2), (2, 0.3), (3, 0.1))] == [True, False, True] and never.best == 3
     again = Progress()
     again.load_state_dict(json.loads(json.dumps(progress.state_dict())))
     assert again == progress
