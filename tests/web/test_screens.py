@@ -77,7 +77,7 @@ def test_from_pictures_to_a_lora_that_can_be_seen(server, open_page):
     go(pages, "run", ".preview-grid tbody tr:nth-child(4)")
     shots(pages, "run")
     page.locator(".run-head .badge", has_text="completed").wait_for(timeout=LONG)
-    assert server.get("jobs")["jobs"][0]["total_steps"] == 1200
+    assert server.get("jobs")["jobs"][0]["total_steps"] == 360
 
     go(pages, "train", ".preview-grid img")
     shots(pages, "train")
