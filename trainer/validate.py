@@ -37,7 +37,7 @@ DRIFTS = 4
 COST = 0.03
 """Share of a run's time that measuring may take. A step costs at least two forwards for each of its samples, but on a small base a batch of many costs
 little more than half as many single ones."""
-FIRST, PATIENCE, SETTLED = 0.2, 0.3, 0.2
+FIRST, PATIENCE, SETTLED = 0.2, 0.3, 0.5
 """Shares of a run's steps: it is never stopped in the first of them, but when the step to keep lies so far behind, or, where nothing is held back,
 when the drift has found no new height for so long (see bench/QUALITY.md)."""
 FEWEST_AFTER, FEWEST_SETTLED = 2, 4

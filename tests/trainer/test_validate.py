@@ -200,21 +200,21 @@ def test_progress_knows_the_best_and_the_end():
 
 
 def test_without_held_out_pictures_the_drift_alone_ends_a_run():
-    rising = [Measurement(10 * (i + 1), None, 0.1 * 1.1 ** i) for i in range(10)]
-    settled = [*rising, *(Measurement(100 + 10 * (i + 1), None, rising[-1].drift * 1.01) for i in range(4))]
+    rising = [Measurement(10 * (i + 1), None, 0.1 * 1.1 ** i) for i in range(5)]
+    settled = [*rising, *(Measurement(50 + 30 * (i + 1), None, rising[-1].drift * 1.01) for i in range(4))]
     assert not Progress(rising).is_over(200) and not Progress(settled[:-1]).is_over(200) and Progress(settled).is_over(200)
     assert not Progress(settled).is_over(1000), "not in the first fifth"
     assert not Progress([Measurement(10, None, 1.0), Measurement(90, None, 1.0)]).is_over(100), "two measurements are too few"
-    assert Progress(settled).why(200) == "stopped at step 140 of 200: prior drift has not risen since step 100, so that more steps would teach little"
+    assert Progress(settled).why(200) == "stopped at step 170 of 200: prior drift has not risen since step 50, so that more steps would teach little"
 
 
 def test_a_small_gallery_s_run_ends_when_its_drift_has_settled(session_of, config, monkeypatch):
     """A rate of nothing moves nothing; asked not to, it goes on to the end."""
     every(monkeypatch, 1)
-    for early_stop, wanted in ((True, 5), (False, 12)):
+    for early_stop, wanted in ((True, 7), (False, 12)):
         outcome = session_of(config, validation=True, steps=12, learning_rate=1e-12, lr_scheduler="constant", early_stop=early_stop).train()
         assert outcome.status == "completed" and outcome.step == wanted
-        assert ("stopped at step 5 of 12: prior drift has not risen since step" in outcome.message) == early_stop
+        assert ("stopped at step 7 of 12: prior drift has not risen since step" in outcome.message) == early_stop
 
 
 def test_what_is_measured_goes_to_tensorboard(session_of, validated, monkeypatch):
