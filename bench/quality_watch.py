@@ -37,8 +37,8 @@ class Watch:
         if validation._held_out is None:
             validation._prepare(adapter, lambda: None)
         dataset = validation.dataset
-        own = [example for example in dataset.examples if not example.is_prior][:4]
-        trained = [item for number, example in enumerate(own) for item in validation._items_of(example, 100 + number)[::2]]
+        own = [example for example in dataset.examples if not example.is_prior][:8]
+        trained = [item for number, example in enumerate(own) for item in validation._items_of(example, 100 + number)]
         sizes, shape = dataset.sizes[0], dataset.latents.load(dataset.examples[0])["z_VCHW"].shape[1:]
         with adapter_off(adapter):
             moved = [validation._drift_item(100 + number, own[number].caption, sizes, shape) for number in range(min(4, len(own)))]
