@@ -112,8 +112,9 @@ def test_a_plan_for_more_than_there_is_warns(jobs, settings, monkeypatch):
 def test_a_preset_fills_in_what_was_not_said(jobs, settings):
     told = jobs.plan({**settings, "steps": None, "learning_rate": None}, "quick")
     # the embedded base has presets of its own
-    assert told["steps"] == 400 and told["lora_rank"] == 4 and told["learning_rate"] == 2e-3 and told["sentence"].startswith("6 pictures, 400 steps, about ")
-    assert told["filled"] == {"learning_rate": 2e-3, "min_snr_gamma": 0.0, "batch_size": 4}
+    assert told["steps"] == 100 and told["lora_rank"] == 4 and told["learning_rate"] == 4e-3 and told["sentence"].startswith("6 pictures, 100 steps, about ")
+    assert told["filled"] == {"learning_rate": 4e-3, "lr_scheduler": "inverse_sqrt", "lr_warmup_steps": 5, "conv_rank": 16, "ema_decay": 0.95, "weight_decay": 1.0,
+                              "min_snr_gamma": 0.0, "batch_size": 4}
     assert not (jobs.host.home / "loras").exists()
 
 

@@ -359,20 +359,20 @@ def test_the_plan_says_time_and_memory_and_what_the_base_asks_for(shared_server,
     page.locator("input[list=hl-folders]").fill(str(gallery))
     told = page.locator(".told[role=status]")
     told.wait_for()
-    assert re.match(r"6 pictures, 1,000 steps, about ([0-9]+ (h|min|s) ?)+, about [0-9.]+ of [0-9.]+ GB\n", told.inner_text()), told.inner_text()
-    assert "this base has settings of its own: Min SNR gamma 0, Batch size 4" in told.inner_text()
+    assert re.match(r"6 pictures, 300 steps, about ([0-9]+ (h|min|s) ?)+, about [0-9.]+ of [0-9.]+ GB\n", told.inner_text()), told.inner_text()
+    assert "Weight decay 1, Min SNR gamma 0, Batch size 4" in told.inner_text()
     page.get_by_role("radio", name="Quick").check()
-    page.locator(".told[role=status]", has_text="400 steps").wait_for()
+    page.locator(".told[role=status]", has_text="100 steps").wait_for()
     page.locator("details.advanced > summary").click()
     search = page.get_by_role("searchbox", name="Search settings")
     search.fill("lr_scheduler")
     scheduler = page.locator("#hl-set-lr_scheduler")
-    assert scheduler.input_value() == "cosine"
+    assert scheduler.input_value() == "inverse_sqrt"
     # the usual value is a change here, marked as one, and can be set back
     scheduler.select_option("constant")
     page.locator(".setting.changed").wait_for()
     page.get_by_role("button", name="Reset LR scheduler").click()
-    assert scheduler.input_value() == "cosine" and page.locator(".setting.changed").count() == 0
+    assert scheduler.input_value() == "inverse_sqrt" and page.locator(".setting.changed").count() == 0
 
 
 def test_a_lora_goes_to_the_trash_and_back(server, open_page, gallery):
