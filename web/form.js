@@ -1,5 +1,6 @@
 // What the user has typed for the next run. It is kept in the browser with every key press, and the same in all tabs.
 import { useEffect, useState } from "./vendor/hooks.mjs";
+import { allSettings } from "./live.js";
 
 const KEPT = "hotlora.form";
 const EMPTY = { folder: "", name: "", trigger: "", preset: "balanced", subject: "", more: {} };
@@ -83,8 +84,10 @@ export function spread(settings, steps) {
   };
 }
 
-// Fill the form from settings, as a file or a former run has them.
-export function formFrom(settings, preset, known) {
+// Fill the form from settings, as a file or a former run has them. On a page that has just been opened the list of settings may still
+// be on its way; without it none of them would be taken over.
+export async function formFrom(settings, preset) {
+  const known = await allSettings();
   const { train_data_dir, name, trigger, ...rest } = settings;
   const more = Object.fromEntries(Object.entries(rest).filter(([key, value]) => known.some((one) => one.name === key && !one.decided && !same(one, value))));
   changeForm({ folder: train_data_dir ?? "", name: name ?? "", trigger: trigger ?? "", preset: presetName(preset ?? form.preset), subject: "", more });

@@ -30,9 +30,14 @@ async function loadAll(early) {
   setState({ status, connection: "open" });
   // what only part of the page needs may fail without the rest
   const [settings] = await Promise.all([
-    getState().settings.length ? getState().settings : get("settings").then((found) => found.settings), refreshGalleries(), refreshLoras(), refreshDetails(), reloadCurves(),
+    allSettings(), refreshGalleries(), refreshLoras(), refreshDetails(), reloadCurves(),
   ]);
   setState({ settings });
+}
+
+// What the server says of its settings, also while the page is still loading.
+export async function allSettings() {
+  return getState().settings.length ? getState().settings : (await get("settings")).settings;
 }
 
 let lastEvent = 0;

@@ -203,7 +203,7 @@ def test_a_failed_run_says_why_with_the_details_folded(server, open_page, galler
     assert "Traceback" in problem.locator("pre").inner_text()
 
 
-def test_settings_go_to_a_yaml_file_and_back(shared_server, open_page, gallery, tmp_path):
+def test_settings_go_to_a_yaml_file_and_back(shared_server, open_page, gallery, browser, tmp_path):
     page = open_page(shared_server)
     fill_form(page, gallery, name="in_a_file", steps=77, lora_rank=5)
     page.locator("details.advanced > summary").click()
@@ -213,12 +213,20 @@ def test_settings_go_to_a_yaml_file_and_back(shared_server, open_page, gallery, 
     download.value.save_as(file)
     assert file.name == "in_a_file.yaml" and "lora_rank: 5" in file.read_text()
 
-    other = open_page(shared_server)
+    # a page that has just been opened and does not know its settings yet: what the file says is not left out
+    context, waiting = browser.new_context(locale="en-US"), []
+    context.route("**/api/settings", lambda route: waiting.append(route))
+    other = open_page(shared_server, context=context)
     other.locator("details.advanced > summary").click()
     other.locator("details.advanced input[type=file]").set_input_files(file)
+    other.wait_for_timeout(500)
+    assert waiting
+    for request in waiting:
+        request.continue_()
     other.get_by_text("Settings of in_a_file.yaml loaded.").wait_for()
     assert other.get_by_label("Name", exact=True).input_value() == "in_a_file"
     other.get_by_text("6 pictures, 77 steps").wait_for()
+    context.close()
 
 
 def test_the_queue_is_ordered_and_the_history_undone(server, open_page, gallery):

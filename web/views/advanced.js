@@ -52,7 +52,7 @@ export function Advanced({ told, where, wasOpened }) {
     <div class="advanced-tools">
       <label class="search"><${Icon} name="search" /><span class="hidden">${t("advanced.search")}</span>
         <input type="search" placeholder=${t("advanced.search")} value=${wanted} onInput=${(event) => setWanted(event.target.value)} /></label>
-      <${SettingsFile} settings=${settings} onError=${setError} />
+      <${SettingsFile} onError=${setError} />
       <button type="button" class="link" title=${t("bundle.exportHint")} onClick=${send}>${t("bundle.export")}</button>
       ${changed > 0 && html`<button type="button" class="link" onClick=${() => resetAll(form.more)}>${t("advanced.resetAll")}</button>`}
     </div>
@@ -141,7 +141,7 @@ function valueOf(setting, text) {
   return text;
 }
 
-function SettingsFile({ settings, onError }) {
+function SettingsFile({ onError }) {
   const input = useRef(null);
   const load = async (event) => {
     const file = event.target.files[0];
@@ -150,7 +150,7 @@ function SettingsFile({ settings, onError }) {
     try {
       const before = getForm();
       const { settings: loaded, warnings } = await post("settings/load", { name: file.name, text: await file.text() });
-      formFrom({ ...loaded, train_data_dir: loaded.train_data_dir && loaded.train_data_dir !== "." ? loaded.train_data_dir : before.folder }, null, settings);
+      await formFrom({ ...loaded, train_data_dir: loaded.train_data_dir && loaded.train_data_dir !== "." ? loaded.train_data_dir : before.folder }, null);
       toast(warnings.length ? said(warnings[0]) : t("advanced.loaded", { name: file.name }));
     } catch (error) {
       onError(error);

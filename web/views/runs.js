@@ -75,10 +75,9 @@ function Thumbnail({ job }) {
 }
 
 function UseSettings({ job, onError }) {
-  const known = useStore((s) => s.settings);
   const use = async () => {
     const whole = await loadJob(job.id);
-    formFrom(whole.settings, whole.preset, known);
+    await formFrom(whole.settings, whole.preset);
     location.hash = "#/train";
     toast(t("runs.settingsUsed", { name: job.name }));
   };
