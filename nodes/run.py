@@ -15,6 +15,7 @@ import folder_paths
 import torch
 from server import PromptServer
 
+from .finished import finished, keep
 from .images import as_images
 from .loras import read
 from .places import cache_folder, lora_folders, run_folder
@@ -96,7 +97,12 @@ class NodeProgress(Listener):
 
 def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) -> Result:
     """Read the pictures, train, and apply the result. Cancelling saves first and then raises ComfyUI's own exception."""
-    name = values["name"]
+    name, given = values["name"], [model, clip, vae]
+    before = finished(node_id, given, values, preset)
+    if before:
+        log.info("%s: trained already on the same pictures and settings", name)
+        applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, read(before.lora), 1.0, 1.0)
+        return Result(applied, applied_clip, before.loss_plot, before.previews, before.message)
     with torch.inference_mode(False), explained(lambda: FREE_SOME), going_on(name):
         config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})
@@ -114,7 +120,9 @@ def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: 
     plot = as_images([draw_curve(progress.losses)])
     given_up = "given up, as the memory did not suffice: " + "; ".join(session.plan.taken) if session.plan.taken else ""
     told = "\n".join(filter(None, (outcome.message, progress.plan, given_up)))
-    return Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, told)
+    result = Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, told)
+    keep(node_id, given, values, preset, outcome.lora, plot, result.previews, told)
+    return result
 
 
 def _pass_cancel_on(session: Session, outcome: Outcome) -> None:

@@ -20,6 +20,13 @@ class HotLoRASettings(io.ComfyNode):
             outputs=[SETTINGS_TYPE.Output("settings", display_name="settings", tooltip="For HotLoRA Train.")])
 
     @classmethod
+    def fingerprint_inputs(cls, **values):
+        """A file or folder that a setting names makes the node run again when its content changes."""
+        from .finished import named_files
+
+        return named_files(values)
+
+    @classmethod
     def execute(cls, **values) -> io.NodeOutput:
         changed = {}
         for definition in _offered():

@@ -179,6 +179,48 @@ def test_the_same_inputs_are_not_run_again_and_a_changed_picture_is(comfy, base)
     assert (comfy.loras / "cached.safetensors").stat().st_mtime_ns > stamp
 
 
+def test_a_folder_from_another_node_is_trained_on_once_until_its_pictures_or_the_lora_change(comfy, base):
+    """ComfyUI cannot know beforehand what the other node gives, so it runs ours each time."""
+    folder = base / "input" / "linked"
+    shutil.copytree(base / "input" / "me", folder)
+    graph = {**graphs.loader(), **graphs.training("linked", name="linked", learning_rate=0.02),
+             "9": {"class_type": "PrimitiveString", "inputs": {"value": "linked"}}, **graphs.drawing(model=("12", 0), seed=3)}
+    graph["10"]["inputs"]["folder"] = ["9", 0]
+    file = comfy.loras / "linked.safetensors"
+
+    def ran() -> tuple[int, np.ndarray]:
+        entry = comfy.run(graph)
+        assert ended(entry) == "success", error_of(entry)
+        assert entry["outputs"]["12"]["text"] and entry["outputs"]["14"]["images"]
+        return file.stat().st_mtime_ns, pixels(comfy, comfy.run({**graphs.loader(), **graphs.prompted("a photo of sks <lora:linked:1>", seed=3)}))
+
+    stamp, drawn = ran()
+    again, entry = ran(), comfy.run(graph)
+    assert again[0] == stamp and np.array_equal(again[1], drawn)
+    assert np.array_equal(np.asarray(comfy.picture(entry, "56")), drawn), "the model that is handed on has the LoRA"
+    drawings.draw_mascot(random.Random(9), "gray").save(folder / "0.png")
+    changed, _ = ran()
+    assert changed > stamp
+    file.unlink()
+    made_again, _ = ran()
+    assert made_again > changed
+    graph["12"]["inputs"]["seed"] = 2
+    assert ran()[0] > made_again
+
+
+def test_a_file_that_a_setting_names_is_looked_at(comfy, base):
+    table = base / "words.csv"
+    table.write_text("file_name,caption\n" + "".join(f"{i}.png,a red hat\n" for i in range(6)))
+    settings = {"metadata_path": str(table)}
+    assert ended(train(comfy, name="words", settings=settings)) == "success"
+    stamp = (comfy.loras / "words.safetensors").stat().st_mtime_ns
+    assert ended(train(comfy, name="words", settings=settings)) == "success"
+    assert (comfy.loras / "words.safetensors").stat().st_mtime_ns == stamp
+    table.write_text(table.read_text().replace("red", "large blue"))
+    assert ended(train(comfy, name="words", settings=settings)) == "success"
+    assert (comfy.loras / "words.safetensors").stat().st_mtime_ns > stamp
+
+
 def test_a_lora_upstream_is_honoured_and_stays(comfy):
     assert ended(train(comfy, name="upstream", steps=3, learning_rate=0.02)) == "success"
     upstream = {"40": {"class_type": "LoraLoader", "inputs": {
