@@ -433,10 +433,11 @@ class Session:
     def resume(self) -> list[str]:
         """Go on from the newest readable state in the output folder. Returns what differs from the run that wrote it.
 
-        ValueError when there is no state, when it belongs to other layers, or when its steps are all done.
+        A state of the last step is of a run that failed while it ended, which is then done again. ValueError when there is no state, when it belongs
+        to other layers, or when it is past the last step.
         """
         state = self._load_state()
-        if state["step"] >= self.total_steps:
+        if state["step"] > self.total_steps:
             raise ValueError(f"the saved run is at step {state['step']} and this one ends at {self.total_steps}: there is nothing left "
                              "to do; raise steps or epochs to train further")
         changed = self._changes_since(state)
@@ -464,7 +465,7 @@ class Session:
             state = load_newest_state(self.folder, self.name)
         except ValueError:
             return False
-        return state["step"] < self.total_steps and self._has_layers_of(state) and not self._changes_since(state)
+        return state["step"] <= self.total_steps and self._has_layers_of(state) and not self._changes_since(state)
 
     def _changes_since(self, state: dict[str, Any]) -> list[str]:
         now, then = self.config.to_dict(), state["config"]

@@ -116,7 +116,23 @@ def test_resume_names_what_has_changed_and_refuses_what_cannot_go_on(session_of,
     with pytest.raises(ValueError, match="another rank"):
         session_of(config, lora_rank=8).resume()
     with pytest.raises(ValueError, match="nothing left to do"):
-        session_of(config, steps=2).resume()
+        session_of(config, steps=1).resume()
+
+
+def test_a_run_that_failed_while_it_ended_is_ended_by_resume(session_of, config, tmp_path, monkeypatch):
+    """The previews of the last step, here; the result is that of a run that did not fail."""
+    changes = {"preview_steps": 4, "steps": 4, "save_dtype": "fp32"}
+    straight = session_of(config, name="straight", **changes)
+    straight.train()
+    failing = session_of(config, **changes)
+    monkeypatch.setattr(failing, "draw_previews", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failing.train()
+    resumed = session_of(config, **changes)
+    assert resumed.resumable() and resumed.resume() == []
+    outcome = resumed.train()
+    assert outcome.status == "completed" and outcome.message.startswith("completed 4 steps") and not find_states(resumed.folder, "mascot")
+    assert_same(load_lora(outcome.lora)[0], load_lora(straight.folder / "straight.safetensors")[0])
 
 
 def test_a_damaged_state_is_passed_over(session_of, config, caplog):
