@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from .cli_bundle import add_commands as add_bundle_commands
@@ -20,6 +21,7 @@ from .llm.config_files import is_language_run, load_language_config
 from .distributed import ALONE, Alone, PeerFailed, check_command, check_image_launch, device_for, joined, tell_launcher, told_once
 from .memory import FREE_SOME, explained
 from .output_files import OutputError
+from .process_lock import alone
 
 log = logging.getLogger(__name__)
 SAME_PRESS = 2.0
@@ -202,7 +204,8 @@ def train_until_signal(session, ranks: Alone = ALONE):
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return session.train()
+        with _kept_apart(session, ranks):
+            return session.train()
     except (ValueError, OutputError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -211,6 +214,14 @@ def train_until_signal(session, ranks: Alone = ALONE):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _kept_apart(session, ranks: Alone):
+    """Two runs that write states of one name into one folder would go on from each other's. The processes of one launch are one run."""
+    if ranks.world > 1:
+        return nullcontext()
+    return alone(session.folder / f".{session.name}.lock", f"another process is training {session.name} in {session.folder.absolute()}; wait for it or stop "
+                                                          "it, or set another name or output_dir")
 
 
 def try_command(config: TrainConfig, name: str) -> str:

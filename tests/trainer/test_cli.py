@@ -100,10 +100,14 @@ def test_ctrl_c_stops_saves_and_says_how_to_go_on(yaml, tmp_path):
     began = time.monotonic()
     while not list((tmp_path / "out").glob("*.state")) and time.monotonic() - began < 300:
         time.sleep(0.05)
+    second = run("--config", yaml, "--set", "steps=100000", "--resume")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 3 and "--resume" in output and "stopped after step" in output
     load_lora(tmp_path / "out" / "face.safetensors")
+    # the states of the first run would have been taken over, and deleted, by the second
+    assert second.returncode == 1 and f"error: another process is training face in {tmp_path / 'out'}; wait for it" in second.stderr
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 @needs_base
