@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from quality_starts import aligned, masked_ranks, one_step
+from quality_tries import late_decay, spread_timesteps, wider_average
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out"]
 SCALE = 20
@@ -51,6 +52,14 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("weight decay 0.01", 5 * LENGTH, {**OURS, "weight_decay": 0.01}, watched=True),
     Recipe("with prior pictures", 3 * LENGTH, {**OURS, "weight_decay": 0.01}, prior=True, watched=True),
     Recipe("with preservation", 3 * LENGTH, {**OURS, "weight_decay": 0.01, "preservation_weight": 1.0}, watched=True),
+    Recipe("spread timesteps", 2 * LENGTH, OURS, prepare=spread_timesteps),
+    Recipe("wider average", 2 * LENGTH, OURS, prepare=wider_average),
+    Recipe("late decay", 2 * LENGTH, OURS, prepare=late_decay),
+    Recipe("double rank", 2 * LENGTH, {**OURS, "lora_rank": 64, "conv_rank": 32}),
+    Recipe("no dropout", 2 * LENGTH, {**OURS, "caption_dropout": 0.0}),
+    Recipe("dropout 0.2", 2 * LENGTH, {**OURS, "caption_dropout": 0.2}),
+    Recipe("Muon", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01}),
+    Recipe("Muon x5", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01, "learning_rate": 1e-3 * SCALE}),
     Recipe("former", 2 * LENGTH, FORMER),
     Recipe("no EMA", 2 * LENGTH, {**FORMER, "ema_decay": 0.0}),
     Recipe("cosine", 2 * LENGTH, {**FORMER, "ema_decay": 0.0, "lr_scheduler": "cosine"}),
