@@ -2,6 +2,7 @@
 what another node will give, such as the folder. Such a run is not done again either."""
 from __future__ import annotations
 
+import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,12 @@ def made_from(values: dict[str, Any], preset: str) -> list:
 def named_files(values: dict[str, Any]) -> list:
     """Changes with the content of the files and folders that settings name. What is not there is for the run itself to say."""
     prior, files = values.get("reg_data_dir"), [values.get(name) for name in ("init_lora", "metadata_path")]
-    return [gallery_state(path_of(prior)) if prior and path_of(prior).is_dir() else None, *(_version(path_of(file)) if file else None for file in files)]
+    return [gallery_state(path_of(prior)) if prior and os.path.isdir(path_of(prior)) else None, *(_version(path_of(file)) if file else None for file in files)]
 
 
 def _version(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return state.st_mtime_ns, state.st_size
