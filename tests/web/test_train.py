@@ -311,6 +311,7 @@ def test_the_end_is_told_by_the_browser_where_it_may(server, open_page, gallery)
     page.evaluate("Object.defineProperty(document, 'visibilityState', { value: 'hidden' })")
     status(page, "running")
     job = server.get("jobs")["jobs"][0]
+    server.until(job["id"], "running", step=1)
     server.post(f"jobs/{job['id']}/stop")
     status(page, "stopped")
     until(page, "window.told.length === 1")
