@@ -1,7 +1,6 @@
 """What was tried on the balanced preset to be faster than it is, for bench/quality.py alone: none of it helped beyond the luck of a run (bench/QUALITY.md)."""
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
@@ -15,15 +14,15 @@ def spread_timesteps(session: Any) -> None:
     """Timesteps of neighbouring samples far apart, within a step and from step to step: multiples of the golden ratio (a low-discrepancy sampler as in
     2107.00630, appendix I.1) instead of independent numbers."""
     objective, group, start = session.objective, session.dataset.order.group, uniform(session.config.seed, "timestep", 0, [0]).item()
-    drawn = objective.timesteps
+    usual, drawn = objective.timesteps, 0
 
-    def timesteps(self, u_B: torch.Tensor) -> torch.Tensor:
-        first = session.step * group + self.drawn
-        self.drawn = (self.drawn + len(u_B)) % group
-        return drawn((start + (first + torch.arange(len(u_B), dtype=torch.float64)) * GOLDEN) % 1)
+    def timesteps(u_B: torch.Tensor) -> torch.Tensor:
+        nonlocal drawn
+        first = session.step * group + drawn
+        drawn = (drawn + len(u_B)) % group
+        return usual((start + (first + torch.arange(len(u_B), dtype=torch.float64)) * GOLDEN) % 1)
 
-    objective.drawn = 0
-    objective.timesteps = types.MethodType(timesteps, objective)
+    objective.timesteps = timesteps
 
 
 def wider_average(session: Any) -> None:

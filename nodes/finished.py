@@ -6,7 +6,7 @@ import os
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -15,33 +15,39 @@ from ..trainer.paths import path_of
 
 
 @dataclass
-class Finished:
-    """What a run was made from, the LoRA that it wrote, and what was shown. The host's objects are known by identity and not kept alive."""
+class Trained:
+    """What a run has written, and what is shown of it; pictures are `(B, H, W, 3)` in [0, 1]."""
 
-    given: list[weakref.ref]
-    made_from: list
     lora: Path
-    version: tuple[int, int]
     loss_plot: torch.Tensor
     previews: torch.Tensor
     message: str
 
 
-_finished: dict[str, Finished] = {}
+@dataclass
+class _Kept:
+    """The host's objects are known by identity and not kept alive."""
+
+    given: list[weakref.ref]
+    made_from: list
+    version: tuple[int, int] | None
+    trained: Trained
 
 
-def finished(node_id: str, given: list[Any], values: dict[str, Any], preset: str) -> Finished | None:
-    """The run that this node has completed on the same objects of the graph, widgets, pictures and files, if the LoRA is still as it was written."""
-    found = _finished.get(node_id)
-    if found is None or any(one() is not other for one, other in zip(found.given, given, strict=True)):
-        return None
-    return found if found.made_from == made_from(values, preset) and _version(found.lora) == found.version else None
+_kept: dict[str, _Kept] = {}
 
 
-def keep(node_id: str, given: list[Any], values: dict[str, Any], preset: str, lora: Path, loss_plot: torch.Tensor, previews: torch.Tensor, message: str) -> None:
-    """One run for each node, as long as its model is there. The pictures are looked at again, as the run may have written captions."""
-    refs = [weakref.ref(given[0], lambda _: _finished.pop(node_id, None)), *map(weakref.ref, given[1:])]
-    _finished[node_id] = Finished(refs, made_from(values, preset), lora, _version(lora), loss_plot, previews, message)
+def trained_once(node_id: str, given: list[Any], made_from: list, train: Callable[[], Trained]) -> Trained:
+    """What this node has trained already on the same objects of the graph and `made_from`, if the LoRA is still as it was written; else `train()`, which
+    is kept as long as the first of the objects is there, one for each node."""
+    found = _kept.get(node_id)
+    if (found and all(other is not None and one() is other for one, other in zip(found.given, given, strict=True)) and found.made_from == made_from
+            and _version(found.trained.lora) == found.version):
+        return found.trained
+    trained = train()
+    refs = [weakref.ref(given[0], lambda _: _kept.pop(node_id, None)), *map(weakref.ref, given[1:])]
+    _kept[node_id] = _Kept(refs, made_from, _version(trained.lora), trained)
+    return trained
 
 
 def made_from(values: dict[str, Any], preset: str) -> list:

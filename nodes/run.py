@@ -15,7 +15,7 @@ import folder_paths
 import torch
 from server import PromptServer
 
-from .finished import finished, keep
+from .finished import Trained, made_from, trained_once
 from .images import as_images
 from .loras import read
 from .places import cache_folder, lora_folders, run_folder
@@ -96,13 +96,16 @@ class NodeProgress(Listener):
 
 
 def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) -> Result:
-    """Read the pictures, train, and apply the result. Cancelling saves first and then raises ComfyUI's own exception."""
-    name, given = values["name"], [model, clip, vae]
-    before = finished(node_id, given, values, preset)
-    if before:
-        log.info("%s: trained already on the same pictures and settings", name)
-        applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, read(before.lora), 1.0, 1.0)
-        return Result(applied, applied_clip, before.loss_plot, before.previews, before.message)
+    """Train, unless this node has done so on the same inputs, and apply the result."""
+    trained = trained_once(node_id, [model, clip, vae], made_from(values, preset), lambda: _train(model, clip, vae, values, preset, node_id))
+    # the file, as it holds the best step or the average where those are wanted
+    applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, read(trained.lora), 1.0, 1.0)
+    return Result(applied, applied_clip, trained.loss_plot, trained.previews, trained.message)
+
+
+def _train(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) -> Trained:
+    """Read the pictures and train. Cancelling saves first and then raises ComfyUI's own exception."""
+    name = values["name"]
     with torch.inference_mode(False), explained(lambda: FREE_SOME), going_on(name):
         config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(lora_folders()[0]),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})
@@ -115,14 +118,10 @@ def run_session(model, clip, vae, values: dict[str, Any], preset: str, node_id: 
         _continue(session)
         outcome = session.train()
         _pass_cancel_on(session, outcome)
-    # the file, as it holds the best step or the average where those are wanted
-    applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, read(outcome.lora), 1.0, 1.0)
     plot = as_images([draw_curve(progress.losses)])
     given_up = "given up, as the memory did not suffice: " + "; ".join(session.plan.taken) if session.plan.taken else ""
     told = "\n".join(filter(None, (outcome.message, progress.plan, given_up)))
-    result = Result(applied, applied_clip, plot, as_images(progress.pictures) if progress.pictures else plot, told)
-    keep(node_id, given, values, preset, outcome.lora, plot, result.previews, told)
-    return result
+    return Trained(outcome.lora, plot, as_images(progress.pictures) if progress.pictures else plot, told)
 
 
 def _pass_cancel_on(session: Session, outcome: Outcome) -> None:

@@ -183,7 +183,7 @@ def test_a_folder_from_another_node_is_trained_on_once_until_its_pictures_or_the
     """ComfyUI cannot know beforehand what the other node gives, so it runs ours each time."""
     folder = base / "input" / "linked"
     shutil.copytree(base / "input" / "me", folder)
-    graph = {**graphs.loader(), **graphs.training("linked", name="linked", learning_rate=0.02),
+    graph = {**graphs.loader(), **graphs.training("linked", name="linked", learning_rate=0.02, settings={"save_steps": 1}),
              "9": {"class_type": "PrimitiveString", "inputs": {"value": "linked"}}, **graphs.drawing(model=("12", 0), seed=3)}
     graph["10"]["inputs"]["folder"] = ["9", 0]
     file = comfy.loras / "linked.safetensors"
@@ -206,6 +206,15 @@ def test_a_folder_from_another_node_is_trained_on_once_until_its_pictures_or_the
     assert made_again > changed
     graph["12"]["inputs"]["seed"] = 2
     assert ran()[0] > made_again
+
+    # a picture that comes during a run is in the next one
+    graph["12"]["inputs"].update(seed=3, steps=40)
+    prompt = comfy.queue(graph)
+    wait_for_step(comfy, "linked", 1)
+    drawings.draw_mascot(random.Random(10), "gray").save(folder / "1.png")
+    assert ended(comfy.wait(prompt)) == "success"
+    stamp = file.stat().st_mtime_ns
+    assert ran()[0] > stamp
 
 
 def test_a_file_that_a_setting_names_is_looked_at(comfy, base):
