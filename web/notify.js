@@ -7,7 +7,7 @@ export const canAskToNotify = () => "Notification" in window && Notification.per
 export const askToNotify = () => Notification.requestPermission();
 
 export function notifyEnd(job) {
-  const text = t(`ended.${job.status}`, { name: job.name });
+  const text = t(`ended.${job.status === "stopped" && !job.step ? "unlearned" : job.status}`, { name: job.name });
   toast(text);
   if (!("Notification" in window) || Notification.permission !== "granted" || document.visibilityState === "visible") return;
   try {

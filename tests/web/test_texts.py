@@ -13,7 +13,7 @@ from hotlora.trainer.presets import PRESETS
 WEB = Path(__file__).resolve().parent.parent.parent / "web"
 FAMILIES = {
     "status": STATUSES,
-    "ended": ("completed", "stopped", "failed", "interrupted", "cancelled"),
+    "ended": ("completed", "stopped", "unlearned", "failed", "interrupted", "cancelled"),
     "preset": [key for preset in PRESETS for key in (preset, f"{preset}.hint")],
     "captions": ("waiting", "saving", "saved"),
     "how": [key for how in ("pair", "weights", "steps") for key in (how, f"{how}.hint")],

@@ -319,6 +319,16 @@ def test_the_end_is_told_by_the_browser_where_it_may(server, open_page, gallery)
     assert title == "mascot is stopped; what it learned is kept." and "stopped after step" in body
 
 
+def test_a_run_that_is_stopped_before_its_first_step_is_not_said_to_have_learned(server, open_page, gallery):
+    page = open_page(server)
+    page.get_by_text("Nothing has been trained yet").wait_for()
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "mascot", "steps": 100_000, "resolution": 64}})["id"]
+    server.until(job, "preparing")
+    server.post(f"jobs/{job}/stop")
+    page.get_by_text("mascot is stopped; it had learned nothing yet.").wait_for()
+    assert server.get(f"jobs/{job}")["step"] == 0 and not list((server.folder / "loras").glob("*"))
+
+
 def test_sample_now_and_the_log(server, open_page, gallery):
     page = open_page(server)
     fill_form(page, gallery, steps=100_000, resolution=64, preview_prompts="one prompt")

@@ -152,6 +152,7 @@ export default {
   "status.cancelled": "cancelled",
   "ended.completed": ({ name }) => `${name} is trained. Try it.`,
   "ended.stopped": ({ name }) => `${name} is stopped; what it learned is kept.`,
+  "ended.unlearned": ({ name }) => `${name} is stopped; it had learned nothing yet.`,
   "ended.failed": ({ name }) => `The training of ${name} failed.`,
   "ended.interrupted": ({ name }) => `${name} was interrupted; it can go on.`,
   "ended.cancelled": ({ name }) => `${name} is cancelled.`,

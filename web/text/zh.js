@@ -154,6 +154,7 @@ export default {
   "status.cancelled": "已取消",
   "ended.completed": ({ name }) => `${name} 训练完成，试试看吧。`,
   "ended.stopped": ({ name }) => `${name} 已停止，学到的内容已保留。`,
+  "ended.unlearned": ({ name }) => `${name} 已停止，还没有学到任何内容。`,
   "ended.failed": ({ name }) => `${name} 训练失败。`,
   "ended.interrupted": ({ name }) => `${name} 被中断，可以继续。`,
   "ended.cancelled": ({ name }) => `${name} 已取消。`,
