@@ -22,9 +22,7 @@ class LoRAForward:
     def __init__(self, module: nn.Module, lora: LoRALayer) -> None:
         self.module, self.lora = module, lora
         self.before = module.__dict__.get("forward")
-        torch_linear = type(module).forward is nn.Linear.forward and self.before is None
-        self.fusable = (is_linear(module) and has_plain_weight(module)
-                        and (torch_linear or isinstance(self.before, FrozenForward)))
+        self.fusable = isinstance(self.before, FrozenForward) and has_plain_weight(module) or self.before is None and FrozenForward.fits(module)
 
     def __call__(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         lora = self.lora

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .frozen import alias, cast, compute_dtype, frozen_conv2d, frozen_linear, has_plain_weight, is_linear, without_autocast
+from .frozen import alias, cast, compute_dtype, conv2d_input, frozen_conv2d, frozen_linear, has_plain_weight, is_linear, without_autocast
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -51,6 +51,39 @@ class _LoRALinear(torch.autograd.Function):
         return gx, g_down, g_up, None, None
 
 
+class _LoRAConv2d(torch.autograd.Function):
+    """The same for a convolution: `W * x + b + s B (A * x)`, B of 1x1. Saves x and A * x; W stays outside."""
+
+    @staticmethod
+    def forward(ctx, x, down, up, scale, held, geometry):
+        h_BRHW = F.conv2d(x, down, None, *geometry)
+        y_BOHW = F.conv2d(x, cast(held[0], x), cast(held[1], x), *geometry)
+        if y_BOHW.is_contiguous():
+            y_BOHW.flatten(2).baddbmm_(up.flatten(1).expand(len(x), -1, -1), h_BRHW.flatten(2), alpha=scale)
+        else:  # channels last, as a host may have them
+            y_BOHW.add_(F.conv2d(h_BRHW, up), alpha=scale)
+        ctx.scale, ctx.held, ctx.geometry = scale, held, geometry
+        ctx.save_for_backward(x, h_BRHW, down, up)
+        return y_BOHW
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gy_BOHW):
+        x, h_BRHW, down, up = ctx.saved_tensors
+        gx = g_down = g_up = None
+        with without_autocast(gy_BOHW.device.type):
+            gy_BON = gy_BOHW.flatten(2)
+            gh_BRHW = (up.flatten(1).t() @ gy_BON).mul_(ctx.scale).view_as(h_BRHW)
+            if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+                gx, g_down, _ = torch.ops.aten.convolution_backward(
+                    gh_BRHW, x, down, None, *ctx.geometry, False, [0, 0], 1, (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False))
+            if ctx.needs_input_grad[0]:
+                gx.add_(conv2d_input(x.shape, cast(ctx.held[0], gy_BOHW), gy_BOHW, *ctx.geometry))
+            if ctx.needs_input_grad[2]:
+                g_up = (gy_BON @ h_BRHW.flatten(2).transpose(1, 2)).sum(0).mul_(ctx.scale).view_as(up)
+        return gx, g_down, g_up, None, None, None
+
+
 def lora_linear(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, weight: torch.Tensor | None = None,
                 bias: torch.Tensor | None = None) -> torch.Tensor:
     """`x W^T + b + scale (x A^T) B^T` for `x (..., in)`, `down (rank, in)`, `up (out, rank)`, `weight (out, in)`.
@@ -60,6 +93,17 @@ def lora_linear(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: fl
     x = alias(x.to(compute_dtype(x)))
     # cast here, where autograd sees it: the gradients come back in the parameters' own dtype
     return _LoRALinear.apply(x, cast(down, x), cast(up, x), scale, None if weight is None else (weight, bias))
+
+
+def lora_conv2d(x: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, weight: torch.Tensor, bias: torch.Tensor | None = None,
+                stride=1, padding=0, dilation=1) -> torch.Tensor:
+    """`W * x + b + scale B (A * x)` for `x (B, in, H, W)`, `down (rank, in, kh, kw)`, `up (out, rank, 1, 1)`, `weight (out, in, kh, kw)`.
+
+    Gradients for `x`, `down` and `up`. Dtypes and padding as in `frozen_conv2d`.
+    """
+    x = alias(x.to(compute_dtype(x)))
+    geometry = tuple([side] * 2 if isinstance(side, int) else list(side) for side in (stride, padding, dilation))
+    return _LoRAConv2d.apply(x, cast(down, x), cast(up, x), scale, (weight, bias), geometry)
 
 
 class LoRALayer(nn.Module):
@@ -90,8 +134,12 @@ class LoRALayer(nn.Module):
         return self.scale * (self.up.flatten(1) @ self.down.flatten(1)).view(self.up.shape[0], *self.down.shape[1:])
 
     def fused(self, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
-        """Output of a plain linear `layer` with this LoRA, in one operation."""
-        return lora_linear(x, self.down, self.up, self.multiplier * self.scale, layer.weight, layer.bias)
+        """Output of a plain `layer` with this LoRA, in one operation."""
+        scale = self.multiplier * self.scale
+        if is_linear(layer):
+            return lora_linear(x, self.down, self.up, scale, layer.weight, layer.bias)
+        geometry = layer.stride, layer.padding, layer.dilation
+        return lora_conv2d(x, self.down, self.up, scale, layer.weight, layer.bias, *geometry)
 
     def delta(self, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
         """What this LoRA adds to the output of `layer` for the input `x`."""

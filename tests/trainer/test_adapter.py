@@ -11,7 +11,7 @@ from torch import nn
 
 from hotlora.trainer.adapter import Adapter
 from hotlora.trainer.frozen import borrowed
-from hotlora.trainer.lora_layer import lora_linear
+from hotlora.trainer.lora_layer import lora_conv2d, lora_linear
 
 
 def random(*shape, dtype=torch.float64, grad=False, seed=0):
@@ -112,11 +112,36 @@ def test_only_the_input_and_the_low_rank_product_are_kept():
     assert len(kept) == 4 and {x.data_ptr(), down.data_ptr(), up.data_ptr()} < set(kept) and weight.data_ptr() not in kept
 
 
-def test_only_what_needs_a_gradient_gets_one():
-    x, down, up = random(7, 5), random(2, 5), random(4, 2, grad=True)
-    y = lora_linear(x, down, up, 1.0, random(4, 5))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("kernel, geometry", [(3, (1, 1, 1)), (3, (2, (0, 1), 1)), (3, ((1, 2), 2, (2, 1))), (1, (1, 0, 1))])
+def test_gradients_of_the_convolution_are_right(layout, kernel, geometry):
+    x, down, up = random(2, 5, 6, 7, grad=True), random(2, 5, kernel, kernel, grad=True), random(4, 2, 1, 1, grad=True)
+    held = random(4, 5, kernel, kernel, seed=1), random(4)
+    stride, padding, dilation = geometry
+    laid = lambda x, down, up: lora_conv2d(x.contiguous(memory_format=layout), down, up, 0.7, *held, *geometry)  # noqa: E731
+    expected = F.conv2d(x, *held, stride, padding, dilation) + 0.7 * F.conv2d(F.conv2d(x, down, None, stride, padding, dilation), up)
+    torch.testing.assert_close(laid(x, down, up), expected)
+    assert torch.autograd.gradcheck(laid, (x, down, up))
+
+
+def test_only_the_input_and_the_low_rank_convolution_are_kept():
+    x, down, up, weight = random(2, 5, 4, 4, grad=True), random(2, 5, 3, 3, grad=True), random(4, 2, 1, 1, grad=True), random(4, 5, 3, 3, grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        lora_conv2d(x, down, up, 1.0, weight, None, 1, 1)
+    assert len(kept) == 4 and {x.data_ptr(), down.data_ptr(), up.data_ptr()} < set(kept) and weight.data_ptr() not in kept
+
+
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+@pytest.mark.parametrize("needed", [(False, False, True), (False, True, False), (True, False, False)])
+def test_only_what_needs_a_gradient_gets_one(kind, needed):
+    sides = () if kind == "linear" else (3, 3)
+    given = random(7, 5, *sides), random(2, 5, *(1 for _ in sides)), random(4, 2, *(1 for _ in sides))
+    for x, grad in zip(given, needed):
+        x.requires_grad_(grad)
+    y = (lora_linear if kind == "linear" else lora_conv2d)(*given, 1.0, random(4, 5, *(1 for _ in sides)))
     y.sum().backward()
-    assert x.grad is None and down.grad is None and up.grad is not None
+    assert [x.grad is not None for x in given] == list(needed)
 
 
 @pytest.mark.parametrize("settings", [{}, {"rslora": True}, {"dora": True}, {"conv_rank": 3, "conv_alpha": 2.0},
@@ -198,7 +223,7 @@ def test_dropout_drops_from_the_lora_alone_and_in_training_alone(unet):
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias) + 1.5 * x @ lora.down.T @ lora.up.T)
 
 
-@pytest.mark.parametrize("settings", [{}, {"dora": True, "conv_rank": 2, "dropout": 0.2}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"conv_rank": 2}, {"dora": True, "conv_rank": 2, "dropout": 0.2}], ids=str)
 def test_a_new_adapter_changes_nothing(unet, settings):
     y = unet(PICTURE)
     with make(unet, learned=False, **settings).attached({"unet": unet}):
