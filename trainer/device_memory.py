@@ -22,6 +22,12 @@ def _index(device: torch.device) -> int:
     return getattr(torch, device.type).current_device() if device.index is None else device.index
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked to."""
+    if device.type != "cpu" and hasattr(getattr(torch, device.type, None), "synchronize"):
+        getattr(torch, device.type).synchronize()
+
+
 def memory_of(device: torch.device) -> int | None:
     """All that the device has; for a CPU the machine's memory, or less where a container has a limit."""
     if with_allocator(device):

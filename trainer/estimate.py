@@ -10,15 +10,15 @@ from typing import Callable
 
 import torch
 
-from .backend import Backend
+from .backend import Backend, SampleRequest
 from .cache import BATCH
 from .captions.at_start import planned_captions
 from .captions.tokens import LIMIT
 from .dataset import Dataset
-from .footprint import Footprint, largest_bucket, live_peak, plan_ahead
+from .device_memory import synchronize
+from .footprint import Footprint, largest_bucket, live_peak, micro_step, plan_ahead
 from .gallery_check import check_gallery
 from .memory import attempt, encode_image, explained
-from .needs import BACKWARD, CHECKPOINTED
 from .run import Material, epochs_of, make_adapter, total_steps
 from .session import Session
 from .validate import choose_held_out
@@ -34,8 +34,9 @@ def dry_run(material: Material, backend: Backend) -> str:
     session = Session(config, backend, dataset, adapter, name=material.name, total_steps=steps)
     buckets = Counter(dataset.sizes)
     rungs: list[str] = []
-    footprint, forward = measure_ahead(session, rungs.append)
-    seconds = steps * dataset.order.group * forward * (CHECKPOINTED if session.plan.checkpointing else BACKWARD)
+    footprint, of_step, of_preview = measure_ahead(session, rungs.append)
+    previews = (steps // config.preview_steps) * max(1, len(config.preview_prompts)) if config.preview_steps else 0
+    seconds = steps * of_step + previews * of_preview
     checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=LIMIT,
                             bucketing=config.bucketing, upscale=config.upscale, max_megapixels=config.max_megapixels)
     planned = planned_captions(config, (Path("models"),))
@@ -49,7 +50,8 @@ def dry_run(material: Material, backend: Backend) -> str:
         "buckets: " + ", ".join(f"{w}x{h} ({n})" for (w, h), n in sorted(buckets.items())),
         f"adapter: {len(adapter.layers)} layers, {sum(p.numel() for p in adapter.parameters()):,} parameters",
         f"steps: {steps} of {dataset.order.group} pictures each, {epochs_of(steps, dataset)} epochs{held}",
-        f"estimated time: {duration(seconds)} (from one measured forward of {forward:.3f} s)",
+        f"estimated time: {duration(seconds)} (from one measured step of {of_step:.3f} s"
+        + (f", and {previews} previews of {of_preview:.1f} s)" if previews else ")"),
         footprint.sentence(),
         *rungs,
     ]
@@ -58,8 +60,8 @@ def dry_run(material: Material, backend: Backend) -> str:
     return "\n".join([*lines, "nothing was trained or written (--dry-run)"])
 
 
-def measure_ahead(session: Session, tell: Callable[[str], None]) -> tuple[Footprint, float]:
-    """What a run would need, and the seconds of one forward for one picture, before anything is prepared."""
+def measure_ahead(session: Session, tell: Callable[[str], None]) -> tuple[Footprint, float, float]:
+    """What a run would need, and the seconds of a step and of drawing a preview (0 where none are drawn), before anything is prepared."""
     backend, dataset = session.backend, session.dataset
     width, height = largest_bucket(dataset)
     x_B3HW = torch.zeros(min(BATCH, dataset.config.crops * (2 if dataset.config.flip else 1)), 3, height, width)
@@ -74,9 +76,11 @@ def measure_ahead(session: Session, tell: Callable[[str], None]) -> tuple[Footpr
         with session.adapter.attached(backend.components()):
             backend.set_checkpointing(session.plan.checkpointing)
             footprint = attempt(session.plan, lambda: plan_ahead(session, tell, condition), tell=tell)
-        backend.set_checkpointing(False)
-        seconds = _forward_seconds(backend, (width, height), condition([""]))
-    return replace(footprint, encoding=encoding), seconds
+            batches = dataset.order.group / footprint.batch
+            of_step = batches * _seconds(backend, lambda: micro_step(session, footprint.batch, condition))
+            backend.set_checkpointing(False)
+            of_preview = _seconds(backend, lambda: _forward(session, width, height, condition)) if dataset.config.preview_steps else 0.0
+    return replace(footprint, encoding=encoding), of_step, SampleRequest.steps * of_preview
 
 
 def _encoded_once(backend: Backend) -> Callable[[list[str]], dict[str, torch.Tensor]]:
@@ -92,15 +96,23 @@ def _encoded_once(backend: Backend) -> Callable[[list[str]], dict[str, torch.Ten
     return condition
 
 
-def _forward_seconds(backend: Backend, size: tuple[int, int], cond: dict[str, torch.Tensor]) -> float:
-    width, height = size
-    z_1CHW = torch.zeros(1, backend.latent_channels, height // backend.latent_factor, width // backend.latent_factor)
-    t_1, size_16 = torch.zeros(1, dtype=torch.long), torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-    with torch.no_grad():
-        backend.predict(z_1CHW, t_1, cond, size_16)
+def _forward(session: Session, width: int, height: int, condition: Callable[[list[str]], dict[str, torch.Tensor]]) -> None:
+    """Of a preview's step: with and without its prompt."""
+    backend, factor = session.backend, session.backend.latent_factor
+    size_26 = torch.tensor([[height, width, 0, 0, height, width]] * 2, dtype=torch.float32, device=backend.device)
+    with torch.no_grad(), session.precision.autocast():
+        backend.predict(torch.zeros(2, backend.latent_channels, height // factor, width // factor, device=backend.device),
+                        torch.zeros(2, dtype=torch.long, device=backend.device), condition(["", ""]), size_26)
+
+
+def _seconds(backend: Backend, work: Callable[[], None]) -> float:
+    """Of the second time, as the first one often prepares something."""
+    for _ in range(2):
+        synchronize(backend.device)
         began = time.perf_counter()
-        backend.predict(z_1CHW, t_1, cond, size_16).sum().item()
-        return time.perf_counter() - began
+        work()
+        synchronize(backend.device)
+    return time.perf_counter() - began
 
 
 def duration(seconds: float) -> str:

@@ -113,7 +113,7 @@ def measure(session: Session, condition: Condition) -> Footprint:
     backend, plan = session.backend, session.plan
     batch = min(plan.batch_size, session.dataset.order.group)
     held, device = held_of(backend.device), backend.device
-    step = live_peak(device, lambda: _micro_step(session, batch, condition))
+    step = live_peak(device, lambda: micro_step(session, batch, condition))
     previews = live_peak(device, lambda: session.sample([""], steps=1)) if session.config.preview_steps else 0
     base = weight_bytes([p for m in backend.components().values() for p in m.parameters() if p.device.type == device.type])
     trained = sum(p.numel() * p.element_size() for p in session.parameters)
@@ -128,7 +128,8 @@ def measure(session: Session, condition: Condition) -> Footprint:
                      session.dataset.order.group > batch, previews, free=None if free is None else max(0, free - backend.host_needs()))
 
 
-def _micro_step(session: Session, count: int, condition: Condition) -> None:
+def micro_step(session: Session, count: int, condition: Condition) -> None:
+    """Forward and backward of so many pictures of the largest bucket; their gradients are forgotten."""
     backend, dataset, device = session.backend, session.dataset, session.backend.device
     width, height = largest_bucket(dataset)
     factor = backend.latent_factor

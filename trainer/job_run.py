@@ -48,7 +48,7 @@ class JobRun(Listener):
         self.failure: Outcome | None = None
         self.stop_asked = self.closing = self.wrote_captions = False
         self._asking = threading.Lock()
-        self._told, self._untold, self._began, self._step_seconds = 0.0, [], 0.0, None
+        self._told, self._untold, self._began, self._step_seconds, self._drawing_seconds = 0.0, [], 0.0, None, 0.0
 
     def ask(self, command: str) -> None:
         """stop, pause, resume, save or sample; a stop counts also before there is a session."""
@@ -155,7 +155,9 @@ class JobRun(Listener):
         taken, self._began = now - self._began, now
         self._step_seconds = taken if self._step_seconds is None else 0.9 * self._step_seconds + 0.1 * taken
         job.step, job.loss = report.step, report.loss
-        job.seconds_left = round((report.total_steps - report.step) * self._step_seconds, 1)
+        every = session.config.preview_steps
+        drawings = report.total_steps // every - report.step // every if every else 0
+        job.seconds_left = round((report.total_steps - report.step) * self._step_seconds + drawings * self._drawing_seconds, 1)
         job.seconds_per_picture = self._step_seconds / report.samples
         self.losses.add(report.step, report.loss)
         self._untold.append([report.step, report.loss])
@@ -197,7 +199,8 @@ class JobRun(Listener):
         self.job.previews = [entry for entry in self.job.previews if entry["file"] not in files] + new
         self.queue.store.save(self.job)
         self.tell("preview", step=step, previews=new)
-        self._began = time.monotonic()
+        now = time.monotonic()
+        self._drawing_seconds, self._began = now - self._began, now
 
     def validated(self, session: Session, measurement: Measurement) -> None:
         self._tell_steps()

@@ -94,7 +94,7 @@ def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
 
 
 def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:
-    """What a start would do. Reads names and captions only; no picture is opened and no model is loaded."""
+    """What a start would do; `seconds` are those of the steps, without previews. Reads names and captions only; no picture is opened and no model is loaded."""
     config, warnings = checked_settings(host, settings)
     root = existing_folder(config.train_data_dir)
     unwanted = left_out(root).union(config.leave_out)
@@ -108,6 +108,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     needs = needs_of(config, host.family(config.base_model), host.device())
     each = seconds_per_picture if seconds_per_picture is not None else needs and needs.seconds_per_picture
     seconds = None if each is None else steps * group * each
+    drawing = needs and needs.seconds_per_preview * (each / needs.seconds_per_picture)
     parts = [_count(len(pictures), "picture"), _count(steps, "step")]
     parts += [f"about {duration(seconds)}"] if seconds is not None else []
     parts += [f"about {gigabytes(needs.bytes)}" + (f" of {gigabytes(needs.total)}" if needs.total else "") + " GB"] if needs else []
@@ -116,7 +117,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     reason = host.can_train()
     if not pictures:
         warnings.insert(0, f"all pictures of {root} are left out; put some back" if unwanted else f"{root} has no pictures; add some first")
-    return {"pictures": len(pictures), "steps": steps, "seconds": seconds, "measured": seconds_per_picture is not None,
+    return {"pictures": len(pictures), "steps": steps, "seconds": seconds, "seconds_per_preview": drawing, "measured": seconds_per_picture is not None,
             "memory": needs.bytes if needs else None, "memory_total": needs.total if needs else None, "sentence": ", ".join(parts), "name": name_of(config),
             "tag": f"<lora:{name_of(config)}:1>", "lora_rank": config.lora_rank, "learning_rate": config.learning_rate, "filled": filled_by(settings, preset, base),
             "warnings": warnings,

@@ -10,19 +10,23 @@ from pathlib import Path
 
 import torch
 
+from .backend import SampleRequest
 from .config import TrainConfig
 from .device_memory import memory_of
 
 ADAM = 16
 """Bytes for each trained weight: itself, its gradient and Adam's two moments, in float32."""
 BACKWARD, CHECKPOINTED = 2.0, 3.0
-"""A step with frozen weights is a forward and a backward for activations only; with checkpointing there is a second forward."""
+"""A step with frozen weights is a forward and a backward for activations only; with checkpointing there is a second forward. In arithmetic."""
+CALLED, CALLED_CONVS, CALLED_CHECKPOINTED = 3.5, 5.0, 1.7
+"""Operations of a step for each one of a forward, with the LoRA's own; with the convolutions' too; and how many times more with checkpointing.
+Measured on the embedded base on a CPU, and the last and the first on a GPU (README, table of the memory)."""
 KEPT_BY_CHECKPOINTING = 0.3
 """Share of what a step keeps for its backward that is still kept then."""
 USED = {"cpu": 0.6, "other": 0.45}
 """Share of a matrix product's speed that a step comes to."""
-CALL = {"cpu": 12e-6, "other": 9e-6}
-"""Seconds for each operation besides its arithmetic."""
+CALL = {"cpu": 24e-6, "other": 27e-6}
+"""Seconds for each operation besides its arithmetic, which a GPU does meanwhile."""
 PROGRAM = {"cpu": 0.7e9, "other": 0.8e9}
 """Bytes of the program itself: Python and torch, or what a GPU's driver and libraries hold."""
 
@@ -46,17 +50,18 @@ FAMILIES = {
     "sd15": Sizes(1.067e9, 0.374e6, 5740, (3.0e9, 169.4e9, 7.66e9), 1600, 512),
     "sd2": Sizes(1.290e9, 0.382e6, 5340, (4.0e9, 169.4e9, 7.66e9), 1600, 512),
     "sdxl": Sizes(3.469e9, 2.616e6, 10360, (52.6e9, 372.3e9, 2.94e9), 4500, 1024),
-    "demo": Sizes(4.9e6, 0.021e6, 3950, (0.0, 15.35e9, 0.0), 650, 64),
+    "demo": Sizes(4.9e6, 0.021e6, 3950, (0.0, 3.35e9, 0.0), 700, 64),
 }
 
 
 @dataclass(frozen=True)
 class Needs:
-    """`bytes` at the peak of `total` that the device has; `seconds_per_picture` of training."""
+    """`bytes` at the peak of `total` that the device has; `seconds_per_picture` of training, and `seconds_per_preview` of drawing."""
 
     bytes: int
     total: int | None
     seconds_per_picture: float
+    seconds_per_preview: float
 
 
 def needs_of(config: TrainConfig, family: str | None, device: torch.device) -> Needs | None:
@@ -71,15 +76,29 @@ def needs_of(config: TrainConfig, family: str | None, device: torch.device) -> N
     kept = sizes.kept * pixels * precise / 4 * (KEPT_BY_CHECKPOINTING if config.gradient_checkpointing else 1.0) * config.batch_size
     trained = sizes.per_rank * (config.lora_rank or 16)
     return Needs(int(PROGRAM[kind] + sizes.weights * width + trained * ADAM + kept), memory_of(device),
-                 _seconds(sizes, pixels, config, kind, device))
+                 _seconds_of_step(sizes, pixels, config, kind, device) / config.batch_size,
+                 SampleRequest.steps * _seconds(2 * _flops(sizes, pixels), sizes.calls, kind, device))
 
 
-def _seconds(sizes: Sizes, pixels: float, config: TrainConfig, kind: str, device: torch.device) -> float:
-    """Of one picture. Operations are called once for a batch, and arithmetic is done for each picture."""
+def _flops(sizes: Sizes, pixels: float) -> float:
+    """Of one picture's forward."""
     units = pixels / 256**2
-    flops = sizes.flops[0] + sizes.flops[1] * units + sizes.flops[2] * units**2
-    times = CHECKPOINTED if config.gradient_checkpointing else BACKWARD
-    return times * (flops / (USED[kind] * speed_of(str(device))) + sizes.calls * CALL[kind] / config.batch_size)
+    return sizes.flops[0] + sizes.flops[1] * units + sizes.flops[2] * units**2
+
+
+def _seconds_of_step(sizes: Sizes, pixels: float, config: TrainConfig, kind: str, device: torch.device) -> float:
+    """Of one batch."""
+    called = CALLED_CONVS if config.conv_rank else CALLED
+    if config.gradient_checkpointing:
+        times, called = CHECKPOINTED, called * CALLED_CHECKPOINTED
+    else:
+        times = BACKWARD
+    return _seconds(config.batch_size * times * _flops(sizes, pixels), called * sizes.calls, kind, device)
+
+
+def _seconds(flops: float, calls: float, kind: str, device: torch.device) -> float:
+    working, calling = flops / (USED[kind] * speed_of(str(device))), calls * CALL[kind]
+    return working + calling if kind == "cpu" else max(working, calling)
 
 
 @lru_cache(maxsize=None)

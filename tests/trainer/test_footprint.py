@@ -122,9 +122,11 @@ def test_before_anything_is_prepared_the_same_is_said(session_of, light):
     """As --dry-run does it."""
     told = []
     session = session_of(light)
-    ahead, seconds = measure_ahead(session_of(light, output_dir=light.output_dir + "2"), told.append)
+    ahead, of_step, of_preview = measure_ahead(session_of(light, output_dir=light.output_dir + "2"), told.append)
     there = measured(session)
-    assert not told and 0 < seconds < 60
+    assert not told and 0 < of_step < 60 and of_preview == 0
+    *_, of_preview = measure_ahead(session_of(light, output_dir=light.output_dir + "3", preview_steps=4), told.append)
+    assert of_preview > of_step, "25 times a forward"
     assert ahead.training == pytest.approx(there.training, rel=0.05) and (ahead.encoding > 0 or not _storages_are_objects())
 
 

@@ -34,15 +34,41 @@ def test_sizes_are_those_of_the_models(family):
     assert sizes.weights > sum(p.numel() for p in unet.parameters())
 
 
-def test_the_time_follows_the_speed_of_this_machine(monkeypatch):
-    def seconds(speed: float, **changes) -> float:
-        monkeypatch.setattr("hotlora.trainer.needs.speed_of", lambda device: speed)
-        return needs_of(TrainConfig(train_data_dir="x", **changes), "demo", CPU).seconds_per_picture
+def test_sizes_of_the_embedded_base():
+    pytest.importorskip("diffusers", reason="the embedded base needs diffusers, which hosts may lack")
+    from torch.utils.flop_counter import FlopCounterMode
 
-    slow = 1e8  # so slow that calling the operations costs nothing beside
-    assert seconds(slow) == pytest.approx(2 * seconds(2 * slow), rel=0.01)
-    assert seconds(slow, resolution=128) == pytest.approx(4 * seconds(slow, resolution=64), rel=0.01)
-    assert seconds(1e13, batch_size=4) == pytest.approx(seconds(1e13) / 4, rel=0.1)
+    from hotlora.trainer.hosts.standalone import load_base
+    from hotlora.trainer.targets import find_targets
+
+    base, sizes = load_base("demo", "cpu"), FAMILIES["demo"]
+    unet = base.components()["unet"]
+    assert sizes.per_rank == pytest.approx(sum(m.in_features + m.out_features for m in find_targets(unet, None).values()), rel=0.02)
+    with base.borrow(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        base.predict(torch.zeros(1, base.latent_channels, 32, 32), torch.zeros(1, dtype=torch.long), base.encode_text([""]), torch.zeros(1, 6))
+    assert counter.get_total_flops() == pytest.approx(sizes.flops[1], rel=0.03)
+
+
+def test_the_time_follows_the_speed_of_this_machine(monkeypatch):
+    def needs(speed: float, device: str = "cpu", **changes):
+        monkeypatch.setattr("hotlora.trainer.needs.speed_of", lambda device: speed)
+        monkeypatch.setattr("hotlora.trainer.needs.memory_of", lambda device: None)
+        return needs_of(TrainConfig(train_data_dir="x", **changes), "demo", torch.device(device))
+
+    def seconds(speed: float, **changes) -> float:
+        return needs(speed, **changes).seconds_per_picture
+
+    slow, fast = 1e8, 1e15  # so slow that calling the operations costs nothing beside; so fast that the arithmetic costs nothing
+    assert seconds(slow) == pytest.approx(2 * seconds(2 * slow), rel=0.02)
+    assert seconds(slow, resolution=128) == pytest.approx(4 * seconds(slow, resolution=64), rel=0.02)
+    assert seconds(slow, gradient_checkpointing=True) == pytest.approx(1.5 * seconds(slow), rel=0.02)
+    assert seconds(fast, batch_size=4) == pytest.approx(seconds(fast) / 4, rel=0.02)
+    assert seconds(fast, conv_rank=4) > 1.3 * seconds(fast) and seconds(fast, gradient_checkpointing=True) > 1.5 * seconds(fast)
+    # 25 times a forward with and without the prompt, of which a step has two
+    assert needs(slow).seconds_per_preview == pytest.approx(25 * seconds(slow), rel=0.02)
+    assert 5 * seconds(fast) < needs(fast).seconds_per_preview < 10 * seconds(fast)
+    # a GPU works while it is told what comes next
+    assert needs(fast, "cuda").seconds_per_picture == needs(fast * 100, "cuda").seconds_per_picture
 
 
 def test_what_makes_a_run_larger_makes_the_estimate_larger():

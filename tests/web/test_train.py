@@ -382,6 +382,18 @@ def test_the_plan_says_time_and_memory_and_what_the_base_asks_for(shared_server,
     assert "Weight decay 1, Min SNR gamma 0, Batch size 4" in told.inner_text()
     page.get_by_role("radio", name="Quick").check()
     page.locator(".told[role=status]", has_text="100 steps").wait_for()
+
+    def said_seconds() -> int:
+        parts = re.search(r"about ((?:[0-9]+ (?:h|min|s) ?)+)", told.inner_text())[1]
+        return sum(int(count) * {"h": 3600, "min": 60, "s": 1}[unit] for count, unit in re.findall(r"([0-9]+) (h|min|s)", parts))
+
+    # drawing is a part of the time: of 7 previews, one every 13 steps, as the page spreads them, and of 100
+    plan = shared_server.post("jobs/plan", {"settings": {"train_data_dir": str(gallery)}, "preset": "quick"})
+    assert said_seconds() == pytest.approx(plan["seconds"] + 7 * plan["seconds_per_preview"], abs=1)
+    set_advanced(page, {"preview_steps": 1})
+    told.get_by_text("a preview every step").wait_for()
+    assert said_seconds() == pytest.approx(plan["seconds"] + 100 * plan["seconds_per_preview"], abs=1)
+    set_advanced(page, {"preview_steps": ""})
     page.locator("details.advanced > summary").click()
     search = page.get_by_role("searchbox", name="Search settings")
     search.fill("lr_scheduler")

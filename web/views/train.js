@@ -142,7 +142,7 @@ function Told({ form, plan }) {
   const { told } = plan;
   const settings = spread(settingsOf(form), told.steps);
   return html`<div class="told" role="status">
-    <p><strong>${planSentence(told)}</strong><span>${moreOf(settings)}</span>${ofBase(told) && html`<span>${ofBase(told)}</span>`}</p>
+    <p><strong>${planSentence(told, settings)}</strong><span>${moreOf(settings)}</span>${ofBase(told) && html`<span>${ofBase(told)}</span>`}</p>
     ${told.captions && html`<p class="note"><${Icon} name="wand" />${t("plan.captions", { n: told.captions.count, model: told.captions.model, into: told.captions.into })}</p>`}
     <${NothingToCallIt} form=${form} />
     ${(told.warnings ?? []).map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
@@ -157,9 +157,11 @@ function NothingToCallIt({ form }) {
     ${" "}<button type="button" class="link" onClick=${() => changeForm({ trigger: "sks" })}>${t("plan.useTrigger", { word: "sks" })}</button></span></p>`;
 }
 
-export function planSentence(told) {
+export function planSentence(told, settings) {
   const parts = [t("plan.pictures", { n: told.pictures, shown: number(told.pictures) }), t("plan.steps", { n: told.steps, shown: number(told.steps) })];
-  if (told.seconds != null) parts.push(t("plan.time", { time: duration(Math.max(1, told.seconds)) }));
+  const every = Number(settings.preview_steps);
+  const previews = every ? Math.floor(told.steps / every) * (settings.preview_prompts?.length || 1) : 0;
+  if (told.seconds != null) parts.push(t("plan.time", { time: duration(Math.max(1, told.seconds + previews * (told.seconds_per_preview ?? 0))) }));
   if (told.memory) parts.push(told.memory_total ? t("plan.memory", { used: gigabytes(told.memory), total: gigabytes(told.memory_total) }) : t("plan.memoryAlone", { used: gigabytes(told.memory) }));
   return parts.join(t("comma"));
 }
