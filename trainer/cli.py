@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
 from .cli_bundle import add_commands as add_bundle_commands
@@ -204,7 +204,8 @@ def train_until_signal(session, ranks: Alone = ALONE):
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _kept_apart(session, ranks):
+        with ExitStack() as kept:
+            ranks.together(lambda: kept.enter_context(_kept_apart(session, ranks)))
             return session.train()
     except (ValueError, OutputError, KeyboardInterrupt):
         raise
@@ -217,8 +218,9 @@ def train_until_signal(session, ranks: Alone = ALONE):
 
 
 def _kept_apart(session, ranks: Alone):
-    """Two runs that write states of one name into one folder would go on from each other's. The processes of one launch are one run."""
-    if ranks.world > 1:
+    """Two runs that write states of one name into one folder would go on from each other's. The processes of one launch are one run, and the one
+    that writes keeps others out."""
+    if not ranks.is_writer:
         return nullcontext()
     return alone(session.folder / f".{session.name}.lock", f"another process is training {session.name} in {session.folder.absolute()}; wait for it or stop "
                                                           "it, or set another name or output_dir")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hotlora.trainer.lora_file import read_safetensors
+from hotlora.trainer.process_lock import hold
 from hotlora.trainer.state import find_states
 
 from .several import PATIENCE, free_port, plain_environment, relative_error
@@ -94,6 +95,16 @@ def test_an_error_of_the_user_s_is_said_once(yaml, tmp_path):
     launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", free_port()]
     output = run(command(launcher, yaml, tmp_path / "out", "train_data_dir=/nowhere"), code=1)
     assert sum(line.startswith("error: ") for line in output.splitlines()) == 1 and "/nowhere" in output, output
+
+
+def test_a_second_launch_of_the_same_run_is_refused(yaml, tmp_path):
+    out = tmp_path / "out"
+    with hold(out / ".x.lock"):
+        launcher = [*TORCHRUN, "--nproc_per_node", "2", "--master_port", free_port()]
+        output = run(command(launcher, yaml, out), code=1)
+    said = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and "another process is training x in" in said[0], output
+    assert not list(out.glob("*.safetensors"))
 
 
 def test_ctrl_c_saves_once_and_the_run_goes_on_alone(yaml, tmp_path):

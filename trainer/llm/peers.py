@@ -6,6 +6,7 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from typing import Callable, TypeVar
 
 import torch
 
@@ -13,6 +14,7 @@ from ..distributed import PeerFailed, tell_launcher
 from ..roll_call import Failure, RollCall
 from .checkpoints import find_checkpoints
 
+T = TypeVar("T")
 GRACE = 10.0
 """Seconds that a process has to notice by itself that another one is gone; then it is held in a wait that will not end."""
 SIGNS = ("gloo", "nccl", "connection reset", "connection closed", "connection refused", "socket", "broken pipe", "heartbeat")
@@ -54,6 +56,24 @@ class Peers:
     @property
     def is_writer(self) -> bool:
         return self.rank == 0
+
+    def together(self, work: Callable[[], T]) -> T:
+        """`work()` in every process; an error in one of them ends all."""
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as its_own:
+            error = its_own
+        said: list[str | None] = [None] * self.world
+        if self.world > 1:
+            torch.distributed.all_gather_object(said, None if error is None else str(error))
+        else:
+            said = [None if error is None else str(error)]
+        first = next((text for text in said if text is not None), None)
+        if first is None:
+            return result
+        self.stop()
+        raise error or PeerFailed(first, quiet=True)
 
     def explained(self, error: BaseException) -> BaseException:
         """`error`, or for the loss or failure of another process a sentence that names it; others than the speaker stay quiet."""

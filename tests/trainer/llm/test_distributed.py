@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hotlora.trainer.process_lock import hold
+
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available() or not torch.distributed.is_gloo_available(), reason="torch has no gloo")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
@@ -49,6 +51,16 @@ def one(config, tmp_path):
     config = replace(config, steps=9, save_steps=4, target_modules="all-linear", output_dir=str(tmp_path / "one"))
     launch([sys.executable], config, gradients=tmp_path / "one.pt")
     return config, torch.load(tmp_path / "one.pt")["gradients"], lora(config)
+
+
+@pytest.mark.slow
+def test_a_second_launch_of_the_same_run_is_refused(config, tmp_path):
+    config = replace(config, output_dir=str(tmp_path / "out"))
+    with hold(tmp_path / "out" / ".facts.lock"):
+        done = launch(torchrun(2), config, check=False)
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode and len(said) == 1 and "another process is training facts in" in said[0], done.stderr[-5000:]
+    assert not (tmp_path / "out" / "facts").exists()
 
 
 @pytest.mark.slow
