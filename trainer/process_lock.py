@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Iterator
 
@@ -16,22 +16,36 @@ def hold(path: Path) -> BinaryIO | None:
     A file system that knows no locks (some network drives) keeps nobody out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = open(path, "a+b")
+    while True:
+        file = open(path, "a+b")
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in HELD:
+                file.close()
+                return None
+        if os.name == "nt" or _is_there(path, file):
+            return file
+        file.close()  # whoever held it has removed it since it was opened, and the next one makes another
+
+
+def _lock(file: BinaryIO) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(0)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_there(path: Path, file: BinaryIO) -> bool:
     try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in HELD:
-            file.close()
-            return None
-    return file
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager
@@ -43,5 +57,9 @@ def alone(path: Path, otherwise: str) -> Iterator[None]:
     try:
         yield
     finally:
+        if os.name != "nt":  # while it is still held: afterwards it may be somebody else's
+            path.unlink(missing_ok=True)
         file.close()
-        path.unlink(missing_ok=True)
+        if os.name == "nt":  # which removes no open file, and so not somebody else's either
+            with suppress(OSError):
+                path.unlink()

@@ -39,3 +39,19 @@ def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", refused)
     with hold(tmp_path / "lock") as file:
         assert not file.closed
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a file that is open cannot be removed there")
+def test_a_file_that_its_holder_removes_meanwhile_is_not_taken_for_held(tmp_path, monkeypatch):
+    import fcntl
+
+    path, usual = tmp_path / "lock", fcntl.flock
+
+    def removed_meanwhile(*arguments):
+        monkeypatch.setattr(fcntl, "flock", usual)
+        path.unlink()
+        usual(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", removed_meanwhile)
+    with hold(path), pytest.raises(ValueError, match="another is at work"), alone(path, "another is at work"):
+        pass
