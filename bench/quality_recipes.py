@@ -58,6 +58,8 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("double rank", 2 * LENGTH, {**OURS, "lora_rank": 64, "conv_rank": 32}),
     Recipe("no dropout", 2 * LENGTH, {**OURS, "caption_dropout": 0.0}),
     Recipe("dropout 0.2", 2 * LENGTH, {**OURS, "caption_dropout": 0.2}),
+    Recipe("noise offset", 2 * LENGTH, {**OURS, "noise_offset": 0.3}),
+    Recipe("noise offset x5", 5 * LENGTH, {**OURS, "noise_offset": 0.3}, watched=True),
     Recipe("Muon", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01}),
     Recipe("Muon x5", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01, "learning_rate": 1e-3 * SCALE}),
     Recipe("former", 2 * LENGTH, FORMER),
