@@ -20,7 +20,8 @@ def test_all_parts(capsys):
     assert json.loads(capsys.readouterr().out) == found
     assert set(found["first"]) == {"empty", "with a run"}
     for one in found["first"].values():
-        assert 0 < one["paint"] <= one["cold"] < 60_000 and one["warm"] > 0
+        # ready is when the page has put its parts in place, which the browser paints in its next frame or has begun to paint before
+        assert 0 < one["paint"] < 60_000 and 0 < one["cold"] < 60_000 and one["warm"] > 0
     assert found["thumbnails"]["thumbnails on disk"] == 30 and found["thumbnails"]["from disk ms"] > 0
     assert found["live"]["steps"] > 250 and found["live"]["last tenth ms per event"] > 0
     table = page.table(found)
