@@ -1,6 +1,7 @@
 """Held-out loss, prior drift, the best step and the early end, on the embedded base."""
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -209,12 +210,17 @@ def test_without_held_out_pictures_the_drift_alone_ends_a_run():
 
 
 def test_a_small_gallery_s_run_ends_when_its_drift_has_settled(session_of, config, monkeypatch):
-    """A rate of nothing moves nothing; asked not to, it goes on to the end."""
+    """A rate of nothing moves nothing but the rounding of the first steps; half of the run after that it ends. Asked not to, it goes on to the end."""
     every(monkeypatch, 1)
-    for early_stop, wanted in ((True, 7), (False, 12)):
+    for early_stop in (True, False):
         outcome = session_of(config, validation=True, steps=12, learning_rate=1e-12, lr_scheduler="constant", early_stop=early_stop).train()
-        assert outcome.status == "completed" and outcome.step == wanted
-        assert ("stopped at step 7 of 12: prior drift has not risen since step" in outcome.message) == early_stop
+        said = re.match(r"stopped at step (\d+) of 12: prior drift has not risen since step (\d+),", outcome.message)
+        assert outcome.status == "completed" and bool(said) == early_stop
+        if said:
+            stopped, highest = map(int, said.groups())
+            assert outcome.step == stopped == highest + 6 < 12
+        else:
+            assert outcome.step == 12
 
 
 def test_what_is_measured_goes_to_tensorboard(session_of, validated, monkeypatch):
