@@ -24,8 +24,10 @@ def _index(device: torch.device) -> int:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was asked to."""
-    if device.type != "cpu" and hasattr(getattr(torch, device.type, None), "synchronize"):
-        getattr(torch, device.type).synchronize()
+    if with_allocator(device):
+        getattr(torch, device.type).synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def memory_of(device: torch.device) -> int | None:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from .device_memory import free_of, held_of, with_allocator
+from .device_memory import free_of, held_of, synchronize, with_allocator
 from .optimizers import make_optimizer
 from .packed_moments import NAMES, PACKED
 
@@ -182,10 +182,10 @@ def live_peak(device: torch.device, work: Callable[[], Any]) -> int:
     """The most bytes that `work()` holds on the device at a time, beyond what is left of it when it is done."""
     if with_allocator(device):
         kind = getattr(torch, device.type)
-        kind.synchronize(device)
+        synchronize(device)
         kind.reset_peak_memory_stats(device)
         work()
-        kind.synchronize(device)
+        synchronize(device)
         return kind.max_memory_allocated(device) - held_of(device)
     tracker = _LiveBytes(device) if _storages_are_objects() else _SavedBytes()
     with tracker.watching():

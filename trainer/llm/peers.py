@@ -64,11 +64,9 @@ class Peers:
             result = work()
         except Exception as its_own:
             error = its_own
-        said: list[str | None] = [None] * self.world
+        said = [None if error is None else str(error)] * self.world
         if self.world > 1:
-            torch.distributed.all_gather_object(said, None if error is None else str(error))
-        else:
-            said = [None if error is None else str(error)]
+            torch.distributed.all_gather_object(said, said[0])
         first = next((text for text in said if text is not None), None)
         if first is None:
             return result
