@@ -1,4 +1,4 @@
-"""What each process of a test runs: train.py with its gradients written down, killed where the test wants it, its weights cut into pieces or not.
+"""What each process of a test runs: train.py, its gradients written down if a file is named, killed where the test wants it, its weights in pieces or not.
 
     torchrun ... several.py GRADIENTS KILLED_RANK KILLED_STEP ARGUMENTS OF train.py
 """
@@ -30,7 +30,7 @@ pre_step, step_end = callbacks.Flow.on_pre_optimizer_step, callbacks.Flow.on_ste
 
 
 def on_pre_optimizer_step(self, args, state, control, model=None, **others):
-    if state.global_step == 0:
+    if state.global_step == 0 and gradients:
         sharded = sum(type(p).__name__ == "DTensor" for p in model.parameters())
         found = {name.removeprefix("module."): p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad.clone()
                  for name, p in model.named_parameters() if p.requires_grad}

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 
 
-def launch(launcher, config, *arguments, gradients="none", killed=(-1, -1), check=True, **environment):
+def launch(launcher, config, *arguments, gradients="", killed=(-1, -1), check=True, **environment):
     """Start `launcher` (a command up to the script) on a run; the finished process."""
     file = Path(config.output_dir).parent / f"{Path(config.output_dir).name}.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
