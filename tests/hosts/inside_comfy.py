@@ -1,10 +1,11 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed] [half]
 
 `v` and `flow` put ComfyUI's own ModelSamplingDiscrete or ModelSamplingSD3 upstream, for a model that predicts v or a flow.
 `upstream` puts a LoRA and changed norms upstream. `streamed` and `evicted` are what a device with little memory does, see `scarce_memory`.
 `gpu` runs it on the GPU; `dynamic` with ComfyUI's dynamic memory, its default on NVIDIA, and `squeezed` with next to no memory for that.
+`half` computes in float16, which the host does with weights of float16 (`--fp16-unet`) on a GPU alone, and borrows twice.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -25,7 +26,7 @@ def package() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed")
+OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed", "half")
 
 
 def main() -> None:
@@ -63,6 +64,8 @@ def main() -> None:
     if "streamed" in arguments:
         load_partially(64 << 20)
         hand_out_in_one_buffer()
+    if "half" in arguments:
+        model.model.manual_cast_dtype = None
     drawn = drawing(model, clip)
     backend = ComfyBackend(model, clip, vae)
     before = snapshot(backend.unet)
@@ -96,16 +99,23 @@ def main() -> None:
             losses.append(objective.loss(out, objective.target(z0, eps, t), t))
         loss_B = torch.cat(losses)
         loss_B.sum().backward()
+        computed = [str(backend.model.model.get_dtype_inference())]
     ours = {key: (layer.down.grad.cpu(), layer.up.grad.cpu()) for key, layer in adapter.layers.items()}
     restored = snapshot(backend.unet)
     # dynamic memory makes small tensors anew whenever it loads a model
     same = "evicted" in arguments or "dynamic" in arguments and loose(before) == loose(restored) or before.keys() == restored.keys() and all(before[key] == restored[key] for key in before)
+    if "half" in arguments:
+        # the next run, with nothing drawn between that would have made the host load the model for itself
+        backend = ComfyBackend(model, clip, vae)
+        with backend.borrow(), torch.no_grad():
+            backend.predict(z0, objective.model_timestep(t), conditions, sizes[rows])
+            computed.append(str(backend.model.model.get_dtype_inference()))
     redrawn = torch.equal(drawn, drawing(model, clip))
 
     reference_B, theirs = reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend)
     error = max(((a - b).norm() / b.norm()).item() for key in ours for a, b in zip(ours[key], theirs[key]))
     print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "redrawn": redrawn,
-                      "gradient_error": error, "layers": len(ours), "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
+                      "gradient_error": error, "layers": len(ours), "computed": computed, "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
                       "calls": CALLS}))
 
 

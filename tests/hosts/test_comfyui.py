@@ -373,7 +373,7 @@ def inside(root: Path, base: Path, arguments: list[str], checkpoint: str = "rand
 
 @pytest.mark.parametrize("arguments", [
     [], ["v"], ["flow"], ["--fp8_e4m3fn-unet"], ["--bf16-unet"], ["--fp16-unet"], ["upstream"], ["streamed"], ["upstream", "streamed"],
-    ["upstream", "evicted"], ["upstream", "streamed", "--fp16-unet"]], ids=" ".join)
+    ["upstream", "evicted"], ["upstream", "streamed", "--fp16-unet"], ["--fp16-unet", "half"]], ids=" ".join)
 def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments):
     found = inside(root, base, arguments)
     assert found["restored"] and found["layers"] > 20
@@ -381,6 +381,7 @@ def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments
     assert ("streamed" in arguments) == (found["calls"]["streamed"] > 100) and ("evicted" in arguments) == (found["calls"]["evicted"] > 1)
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
     assert found["kind"] == next((kind for kind in ("v", "flow") if kind in arguments), "eps")
+    assert "half" not in arguments or found["computed"] == ["torch.float32"] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)

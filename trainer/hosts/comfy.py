@@ -63,7 +63,8 @@ class ComfyBackend:
 
     def _use_trainable_precision(self) -> None:
         """Half precision without a loss scaler loses small gradients: compute in bfloat16 where the device can, else in float32."""
-        if self.model.model.get_dtype_inference() == torch.float16:
+        # through the patcher, as the shared model still has what the last run set until the host loads it for itself
+        if (self.model.get_model_object("manual_cast_dtype") or self.model.model.get_dtype()) == torch.float16:
             self.model.set_model_compute_dtype(torch.bfloat16 if mm.should_use_bf16(self.device) else torch.float32)
 
     @property
