@@ -157,7 +157,7 @@ def _train_on_pictures(options: argparse.Namespace, config: TrainConfig, warning
     material = ranks.leaders_first(lambda is_leader: read_material(config, make_captions=makes_captions and is_leader))
     for warning in material.gallery.warnings:
         log.warning("warning: %s", warning)
-    backend = ranks.together(lambda: load_base(config.base_model, device_for(config.device, ranks.place)))
+    backend = ranks.together(lambda: load_base(config.base_model, device_for(config.device, ranks.place), "no" if config.mixed_precision == "no" else None))
     if options.dry_run:
         from .estimate import dry_run
 

@@ -56,7 +56,7 @@ def _run_bundle(options: argparse.Namespace) -> int:
     material, warnings = prepare(bundle, base, options.out, options.set)
     for warning in warnings:
         log.warning("warning: %s", warning)
-    backend = load_base(base, material.config.device)
+    backend = load_base(base, material.config.device, "no" if material.config.mixed_precision == "no" else None)
     if options.dry_run:
         from .estimate import dry_run
 

@@ -121,7 +121,7 @@ class TrainConfig(CheckedSettings):
     ema_decay: float = setting(0.0, minimum=0, below=1, help=(
         "Save a running average of the weights instead of the last ones; 0 is off, 0.99 is usual."))
     mixed_precision: str = setting("auto", choices=("auto", "no", "fp16", "bf16"), help=(
-        "Number format for computing; auto takes bf16 on graphics cards that have it."))
+        "Number format for computing; auto takes bf16 on graphics cards that have it, and fp16 on older ones with a base in fp16."))
     gradient_checkpointing: bool = setting(False, help="Needs much less memory and makes a step about half as slow again.")
     seed: int = setting(0, minimum=0, maximum=2**63 - 1, help="Start of all random numbers; the same seed gives the same run.")
     device: str = setting("auto", pattern=PATH, form="auto or a device of torch", help=(

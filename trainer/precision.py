@@ -8,10 +8,23 @@ from typing import Any, ContextManager, Iterable
 import torch
 
 
-def pick_precision(setting: str, device: torch.device) -> str:
-    """"no", "fp16" or "bf16" for the setting ("auto" takes bf16 on a GPU that has it, else no). ValueError if it cannot be had."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether a CUDA or ROCm GPU computes in bfloat16 by itself; `is_bf16_supported` counts those, too, on which torch emulates it."""
+    return torch.cuda.is_bf16_supported() and (bool(torch.version.hip) or torch.cuda.get_device_capability(device)[0] >= 8)
+
+
+def pick_precision(setting: str, device: torch.device, weights: torch.dtype | None = None) -> str:
+    """"no", "fp16" or "bf16" for the setting. ValueError if it cannot be had.
+
+    "auto" takes bf16 on a GPU that has it. Elsewhere fp16, with its scaler, for frozen `weights` in float16, as small gradients are
+    lost without one; else no. With no `weights` told, bf16 that torch emulates will do.
+    """
     if setting == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "no"
+        if device.type != "cuda":
+            return "no"
+        if has_bf16(device) or weights is None and torch.cuda.is_bf16_supported():
+            return "bf16"
+        return "fp16" if weights == torch.float16 else "no"
     if setting == "fp16" and device.type != "cuda":
         raise ValueError(f"mixed_precision is fp16, which needs a CUDA or ROCm GPU, but the device is {device.type}; use no or bf16")
     if setting == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
@@ -22,8 +35,8 @@ def pick_precision(setting: str, device: torch.device) -> str:
 class Precision:
     """Autocast, backward and optimizer step of one run. fp16 scales the loss, and a step that overflows is left out."""
 
-    def __init__(self, setting: str, device: torch.device, optimizer: torch.optim.Optimizer) -> None:
-        self.kind, self.device, self.optimizer = pick_precision(setting, device), device, optimizer
+    def __init__(self, setting: str, device: torch.device, optimizer: torch.optim.Optimizer, weights: torch.dtype | None = None) -> None:
+        self.kind, self.device, self.optimizer = pick_precision(setting, device, weights), device, optimizer
         self.scaler = None
         self.accelerator = None
         # among several processes it would take over the group that trainer/ranks.py has made

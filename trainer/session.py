@@ -104,7 +104,7 @@ class Session:
         self.parameters = [p for group in groups for p in group["params"]]
         self.optimizer = make_optimizer(config, groups)
         self.scheduler = make_scheduler(config, self.optimizer, total_steps)
-        self.precision = Precision(config.mixed_precision, backend.device, self.optimizer)
+        self.precision = Precision(config.mixed_precision, backend.device, self.optimizer, backend.dtype)
         self.ema = EMA(self.parameters, config.ema_decay) if config.ema_decay else None
         self.loss_term = load_function(config.loss_term, "loss_term") if config.loss_term else None
         self.started_at = time.time()

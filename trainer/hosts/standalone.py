@@ -23,6 +23,7 @@ from ..memory import is_out_of_memory
 from ..objective import Prediction
 from ..offloading import StreamedWeights
 from ..paths import path_of
+from ..precision import has_bf16
 from .fingerprint import sha256_of
 from .folder import load_folder
 from .parts import Parts
@@ -347,7 +348,7 @@ def pick_dtype(name: torch.dtype | str | None, device: torch.device) -> torch.dt
     if name not in (None, "auto"):
         raise ValueError(f"dtype {name!r} is unknown; use auto, {', '.join(names)}")
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if has_bf16(device) else torch.float16
     return torch.bfloat16 if device.type == "xpu" else torch.float32
 
 

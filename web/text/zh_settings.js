@@ -47,7 +47,7 @@ export const zhSettings = {
   weight_decay: ["权重衰减", "把较大的 LoRA 权重拉回零的力度。"],
   max_grad_norm: ["梯度裁剪", "单步改变幅度的上限，避免个别异常步破坏训练；0 为不设上限。"],
   ema_decay: ["EMA 衰减", "保存权重的滑动平均而不是最后的权重；0 为关闭，常用 0.99。"],
-  mixed_precision: ["混合精度", "计算所用的数值格式；auto 在支持的显卡上用 bf16。"],
+  mixed_precision: ["混合精度", "计算所用的数值格式；auto 在支持的显卡上用 bf16，较旧的显卡上若底模为 fp16 则用 fp16。"],
   gradient_checkpointing: ["梯度检查点", "大幅减少内存，一步的时间约增加一半。"],
   seed: ["种子", "所有随机数的起点；同样的种子得到同样的训练。"],
   min_snr_gamma: ["min-SNR gamma", "降低几乎无噪图片的权重（min-SNR），学得更快；常用 5，0 为关闭。"],
