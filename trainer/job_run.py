@@ -235,8 +235,14 @@ class JobRun(Listener):
         why = sentence(error)
         if self.failure is None:
             return why
-        kept = "what was learned is kept, and Resume goes on from there" if self.failure.lora else "nothing had been learned yet"
-        return f"failed at step {self.failure.step + 1}: {why}; {kept}"
+        where = self.failure.message.partition(":")[0]
+        if not self.failure.step:
+            kept = "nothing had been learned yet"
+        elif find_states(self.folder, self.job.name):
+            kept = "what was learned is kept, and Resume goes on from there"
+        else:
+            kept = f"what was learned is {self.failure.lora}" if self.failure.lora else "what was learned could not be saved either"
+        return f"{where}: {why}; {kept}"
 
     def _become(self, status: str) -> None:
         self.queue.change(self.job, status)

@@ -141,6 +141,16 @@ class Session:
         """Train to the end, or until stopped. Whatever ends it, what was learned is saved first; then errors are raised again."""
         self._tell("started")
         try:
+            self._take_steps()
+            outcome = self._finish()
+        except (Exception, KeyboardInterrupt) as error:
+            self._tell("ended", self._keep_after(error))
+            raise
+        self._tell("ended", outcome)
+        return outcome
+
+    def _take_steps(self) -> None:
+        try:
             with explained(lambda: self.plan.advice(self.dataset.resolution)), Turn(self.backend, self._borrowed) as turn:
                 self._plan()
                 while not (self.is_done or self._asked_to_stop()):
@@ -152,12 +162,6 @@ class Session:
                     turn.give_way()
         except BaseChanged as error:
             self._stop_reason = f" because {error}"
-        except (Exception, KeyboardInterrupt) as error:
-            self._tell("ended", self._keep_after(error))
-            raise
-        outcome = self._finish()
-        self._tell("ended", outcome)
-        return outcome
 
     def _plan(self) -> None:
         """Say what will be needed against what is free, and take rungs at once where it would not fit."""
@@ -497,17 +501,22 @@ class Session:
         return Outcome("completed" if done else "stopped", self.step, self.total_steps, lora, message)
 
     def _keep_after(self, error: BaseException) -> Outcome:
-        """A failed run keeps its last good weights, if the failure lets it."""
+        """A failed run keeps its last good weights, if the failure lets it: all of the state, or else what is in the LoRA."""
         self._forget_step()
+        where = "while it ended" if self.is_done else f"at step {self.step + 1}"
         lora, kept = None, "nothing had been learned yet"
         if self.step:
             try:
-                lora = self.save_lora(self.name)
                 save_state(self.folder, self.name, self.step, self.state_dict())
-                kept = f"what was learned in {self.step} steps is {lora}; go on with --resume"
-            except (OSError, MemoryError, RuntimeError) as second:
+                kept = f"what was learned in {self.step} steps is kept; go on with --resume"
+            except Exception as second:
                 kept = f"what was learned could not be saved either: {second}"
-        return Outcome("failed", self.step, self.total_steps, lora, f"failed at step {self.step + 1}: {error}; {kept}")
+            try:
+                lora = self.save_lora(self.name)
+                kept = f"what was learned in {self.step} steps is {lora}" + ("; go on with --resume" if "--resume" in kept else "")
+            except Exception as second:
+                log.warning("no LoRA could be written: %s", second)
+        return Outcome("failed", self.step, self.total_steps, lora, f"failed {where}: {error}; {kept}")
 
     def _asked_to_stop(self) -> bool:
         return self.commands.stop.is_set() or self.backend.interrupted()

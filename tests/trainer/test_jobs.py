@@ -186,6 +186,25 @@ def test_a_job_that_does_not_fit_says_what_would_and_keeps_its_work(jobs, settin
     assert ended(jobs, job).status == "completed"
 
 
+def test_a_job_whose_result_cannot_be_written_is_ended_by_resume(jobs, settings, host, backend, monkeypatch):
+    loras, predict = host.lora_folders()[0], backend.predict
+
+    def losing(*args):
+        if loras.is_dir():
+            loras.rmdir()
+            loras.write_text("a file in the way", encoding="utf-8")
+        return predict(*args)
+
+    monkeypatch.setattr(backend, "predict", losing)
+    job = ended(jobs, jobs.submit(settings, None))
+    assert job.status == "failed" and job.message.startswith("failed while it ended: "), job.message
+    assert job.message.endswith("what was learned is kept, and Resume goes on from there")
+    monkeypatch.undo()
+    loras.unlink()
+    jobs.command(job.id, "resume")
+    assert ended(jobs, job).status == "completed" and host.written[-1] == "face"
+
+
 def test_a_job_whose_base_does_not_fit_says_so(jobs, settings, host, monkeypatch):
     def full(config, work):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")

@@ -135,6 +135,47 @@ def test_a_run_that_failed_while_it_ended_is_ended_by_resume(session_of, config,
     assert_same(load_lora(outcome.lora)[0], load_lora(straight.folder / "straight.safetensors")[0])
 
 
+def test_a_result_that_cannot_be_written_costs_nothing_that_was_learned(session_of, config, tmp_path):
+    """The folder for LoRA has gone when the run ends: the state is there, and with a folder again the run is ended."""
+    straight = session_of(config, name="straight", save_dtype="fp32")
+    straight.train()
+    folder = tmp_path / "loras"
+    changes = {"lora_dir": str(folder), "save_dtype": "fp32"}
+
+    class Loses(Recorder):
+        def stepped(self, session, report):
+            if report.step == 4:
+                folder.rmdir()
+                folder.write_text("a file in the way", encoding="utf-8")
+
+    recorder = Loses()
+    failing = session_of(config, [recorder], **changes)
+    with pytest.raises(OutputError, match="loras"):
+        failing.train()
+    assert recorder.outcome.status == "failed" and recorder.outcome.lora is None
+    assert recorder.outcome.message.startswith("failed while it ended: ") and recorder.outcome.message.endswith("what was learned in 4 steps is kept; go on with --resume")
+    folder.unlink()
+    resumed = session_of(config, **changes)
+    resumed.resume()
+    assert_same(load_lora(resumed.train().lora)[0], load_lora(straight.folder / "straight.safetensors")[0])
+
+
+def test_a_failed_run_keeps_its_state_where_its_weights_are_no_lora(session_of, config):
+    """Weights that float16 cannot hold are turned down with a ValueError, which was the only word of the run's own failure."""
+    class Fails(Recorder):
+        def stepped(self, session, report):
+            with torch.no_grad():
+                session.parameters[1].fill_(1e5)
+            raise RuntimeError("the cause")
+
+    recorder = Fails()
+    session = session_of(config, [recorder], save_dtype="fp16")
+    with pytest.raises(RuntimeError, match="the cause"):
+        session.train()
+    assert recorder.outcome.lora is None and recorder.outcome.message == "failed at step 2: the cause; what was learned in 1 steps is kept; go on with --resume"
+    assert find_states(session.folder, "mascot")
+
+
 def test_a_damaged_state_is_passed_over(session_of, config, caplog):
     session_of(config, [Stopper(3)], save_steps=2).train()
     newest, older = find_states(Path(config.output_dir), "mascot")
