@@ -57,7 +57,7 @@ class SampleRequest:
 class BaseChanged(ValueError):
     """The host holds another base now than the one that the run was made for; the message says which.
 
-    What names the former base (`family`, `name`, `base_hash`, `lora_key`) still answers, so that what was learned can be saved.
+    What names the former base (`family`, `name`, `base_hash`, `file_hash`, `lora_key`) still answers, so that what was learned can be saved.
     """
 
 
@@ -67,7 +67,7 @@ class Backend(Protocol):
     family: str
     """"demo", "sd15", "sd2", "sdxl", ...: for metadata and defaults."""
     name: str
-    """File or folder name of the base, without its suffix."""
+    """File or folder name of the base, without its suffix; empty where the host does not know it."""
     prediction: Prediction
     device: torch.device
     dtype: torch.dtype
@@ -84,7 +84,9 @@ class Backend(Protocol):
     text_id: str
     """Changes with the weights of the text encoders or the token limit; keys the text cache."""
     base_hash: str
-    """SHA-256 (hex) of the base."""
+    """Changes with the weights of the base, and with nothing that nodes or tags put on top of them."""
+    file_hash: str
+    """SHA-256 (hex) of the base's file or files; empty where the host has not taken it, as reading them once more takes seconds."""
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
         """Pixels to scaled latents `(B, C, h, w)` in float32, the mean of the posterior, without a graph."""

@@ -50,11 +50,11 @@ def build_metadata(
 ) -> dict[str, str]:
     """Metadata of a LoRA file from a TrainConfig and the facts of a run.
 
-    `family` is "demo", "sd15", "sd2" or "sdxl"; `prediction` "eps", "v" or "flow"; times are seconds since 1970, `resolution` is
+    `family` is "demo", "sd15", "sd2", "sdxl" or what the host calls another one; `prediction` "eps", "v" or "flow"; times are seconds since 1970, `resolution` is
     in pixels. Of paths only the last part is kept: files are shared, and a path tells the name of its user.
     """
     settings = config.to_dict()
-    version, architecture = _FAMILIES["sd2_v" if (family, prediction) == ("sd2", "v") else family]
+    version, architecture = _FAMILIES.get("sd2_v" if (family, prediction) == ("sd2", "v") else family, (family, f"{family}/lora"))
     finished_at = time.time() if finished_at is None else finished_at
     resolution = resolution or settings["resolution"]
     rank = settings["lora_rank"]

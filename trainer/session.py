@@ -383,7 +383,7 @@ class Session:
     def metadata(self, stem: str) -> dict[str, str]:
         measured = {"hotlora_validation": json.dumps(self.progress.state_dict())} if self.progress.measurements else {}
         return measured | build_metadata(
-            self.config, name=stem, family=self.backend.family, base_hash=self.backend.base_hash, base_name=self.backend.name,
+            self.config, name=stem, family=self.backend.family, base_hash=self.backend.file_hash, base_name=self.backend.name,
             trigger=self.config.trigger, tag_counts=self.dataset.tag_counts(), steps=self.step,
             epochs=self.step // self.dataset.order.steps_per_epoch, pictures=len(self.dataset.examples),
             resolution=self.dataset.resolution, prediction=self.backend.prediction.kind, started_at=self.started_at)
@@ -431,7 +431,7 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         return {"adapter": self.adapter.state_dict(), "optimizer": self.moments.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "precision": self.precision.state_dict(), "ema": self.ema.state_dict() if self.ema else {}, "elapsed": self.elapsed,
-                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "started_at": self.started_at,
+                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "base": self._base(), "started_at": self.started_at,
                 "validation": {**self.progress.state_dict(), "weights": self.best}}
 
     def resume(self) -> list[str]:
@@ -445,6 +445,10 @@ class Session:
             raise ValueError(f"the saved run is at step {state['step']} and this one ends at {self.total_steps}: there is nothing left "
                              "to do; raise steps or epochs to train further")
         changed = self._changes_since(state)
+        if self._is_of_another_base(state):
+            was, now = state["base"]["name"] or "another model", self.backend.name or "this one"
+            raise ValueError(f"the saved run trains {was}, and what it learned means nothing to {now}, which is loaded; load {was} to go on, or start "
+                             "anew under another name")
         if not self._has_layers_of(state):
             raise ValueError("the saved run trained other layers or another rank; set lora_rank and the target modules back, or start "
                              "without --resume")
@@ -469,7 +473,8 @@ class Session:
             state = load_newest_state(self.folder, self.name)
         except ValueError:
             return False
-        return state["step"] <= self.total_steps and self._has_layers_of(state) and not self._changes_since(state)
+        return (state["step"] <= self.total_steps and self._has_layers_of(state) and not self._changes_since(state)
+                and not self._is_of_another_base(state))
 
     def _changes_since(self, state: dict[str, Any]) -> list[str]:
         now, then = self.config.to_dict(), state["config"]
@@ -477,6 +482,16 @@ class Session:
         if state["pictures"] != self.dataset.fingerprint():
             changed.append("pictures or captions have changed since")
         return changed
+
+    def _base(self) -> dict[str, str]:
+        return {"name": self.backend.name, "hash": self.backend.base_hash, "file_hash": self.backend.file_hash}
+
+    def _is_of_another_base(self, state: dict[str, Any]) -> bool:
+        """Hashes of files decide where both are known. Else a base of the same name is the same: a host may have taken its file's hash since."""
+        then, now = state.get("base"), self._base()
+        if then is None or then["hash"] == now["hash"]:
+            return False
+        return bool(then["file_hash"] and now["file_hash"]) or then["name"] != now["name"] or not now["name"]
 
     def _has_layers_of(self, state: dict[str, Any]) -> bool:
         own, saved = self.adapter.state_dict(), state["adapter"]

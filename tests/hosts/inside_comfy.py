@@ -66,7 +66,9 @@ def main() -> None:
         hand_out_in_one_buffer()
     if "half" in arguments:
         model.model.manual_cast_dtype = None
+    hashes = [ComfyBackend(bare, clip, vae).base_hash]
     drawn = drawing(model, clip)
+    hashes.append(ComfyBackend(model, clip, vae).base_hash)
     backend = ComfyBackend(model, clip, vae)
     before = snapshot(backend.unet)
     adapter = Adapter.create(backend.components(), {"unet": None}, rank=4, alpha=2)
@@ -99,6 +101,7 @@ def main() -> None:
             losses.append(objective.loss(out, objective.target(z0, eps, t), t))
         loss_B = torch.cat(losses)
         loss_B.sum().backward()
+        hashes.append(ComfyBackend(model, clip, vae).base_hash)
         computed = [str(backend.model.model.get_dtype_inference())]
     ours = {key: (layer.down.grad.cpu(), layer.up.grad.cpu()) for key, layer in adapter.layers.items()}
     restored = snapshot(backend.unet)
@@ -115,7 +118,7 @@ def main() -> None:
     reference_B, theirs = reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend)
     error = max(((a - b).norm() / b.norm()).item() for key in ours for a, b in zip(ours[key], theirs[key]))
     print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "redrawn": redrawn,
-                      "gradient_error": error, "layers": len(ours), "computed": computed, "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
+                      "gradient_error": error, "layers": len(ours), "computed": computed, "name": backend.name, "same_hash": len(set(hashes)) == 1, "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
                       "calls": CALLS}))
 
 

@@ -18,6 +18,7 @@ from hotlora.tests.hosts.places import host
 from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_quantized, write_smoothed, write_vega
 from hotlora.tests.hosts.watching import memory_limit
 from hotlora.trainer.demo import drawings
+from hotlora.trainer.lora_file import load_lora
 
 pytestmark = pytest.mark.host
 INSIDE = Path(__file__).parent / "inside_comfyui"
@@ -154,6 +155,18 @@ def test_a_cancelled_run_goes_on_and_ends_as_one_that_was_not(comfy):
     assert ended(comfy.run(graph)) == "success"
     whole, halved = load_file(comfy.loras / "whole.safetensors"), load_file(comfy.loras / "halved.safetensors")
     assert whole.keys() == halved.keys() and all((whole[key] == halved[key]).all() for key in whole)
+
+
+def test_a_run_on_another_checkpoint_does_not_go_on_from_what_is_there(comfy, base):
+    inputs = {"name": "moved", "steps": 6, "settings": {"save_steps": 1}}
+    prompt = comfy.queue({**graphs.loader(), **graphs.training("me", **inputs)})
+    wait_for_step(comfy, "moved", 2)
+    comfy.post("/interrupt")
+    assert ended(comfy.wait(prompt)) == "interrupted"
+    assert ended(comfy.run({**graphs.loader(write_model(base, "another.safetensors", seed=1)), **graphs.training("me", **inputs)})) == "success"
+    assert list((base / "output" / "hotlora" / "moved" / "earlier-1").glob("moved-*.state"))
+    metadata = load_lora(comfy.loras / "moved.safetensors")[1]
+    assert metadata["ss_sd_model_name"] == "another" and not metadata.get("ss_new_sd_model_hash")
 
 
 def test_training_again_under_the_same_name_is_used_by_the_very_next_prompt(comfy):
@@ -377,7 +390,7 @@ def inside(root: Path, base: Path, arguments: list[str], checkpoint: str = "rand
 def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments):
     found = inside(root, base, arguments)
     assert found["restored"] and found["layers"] > 20
-    assert found["redrawn"]
+    assert found["redrawn"] and found["same_hash"] and found["name"] == "random"
     assert ("streamed" in arguments) == (found["calls"]["streamed"] > 100) and ("evicted" in arguments) == (found["calls"]["evicted"] > 1)
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
     assert found["kind"] == next((kind for kind in ("v", "flow") if kind in arguments), "eps")

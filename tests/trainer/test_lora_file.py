@@ -336,6 +336,7 @@ def test_layers_are_known_by_their_features_and_not_by_their_class():
         ("sd2", "v", "sd_v2_768_v", "True"),
         ("sdxl", "eps", "sdxl_base_v1-0", "False"),
         ("demo", "eps", "hotlora_demo", "False"),
+        ("sdxlrefiner", "eps", "sdxlrefiner", "False"),
     ],
 )
 def test_metadata_says_what_hosts_look_for(tmp_path, family, prediction, version, is_v2):

@@ -135,6 +135,33 @@ def test_a_run_that_failed_while_it_ended_is_ended_by_resume(session_of, config,
     assert_same(load_lora(outcome.lora)[0], load_lora(straight.folder / "straight.safetensors")[0])
 
 
+def test_a_run_does_not_go_on_on_another_base(session_of, config, backend, monkeypatch):
+    session_of(config, [Stopper(2)]).train()
+    for base, same in (({"name": "other", "base_hash": "f" * 64, "file_hash": ""}, False), ({"base_hash": "f" * 64}, True), ({"base_hash": "f" * 64, "file_hash": "f" * 64}, False),
+                       ({"name": "", "base_hash": "f" * 64, "file_hash": ""}, False), ({"name": "renamed"}, True)):
+        with monkeypatch.context() as patch:
+            told = {"name": backend.name, "base_hash": backend.base_hash, "file_hash": backend.file_hash, **base}
+            if "base_hash" in base and "file_hash" not in base:  # a host that has not taken its file's hash yet
+                told["file_hash"] = ""
+            session = session_of(config)
+            patch.setattr(session, "backend", _Renamed(backend, told))
+            assert session.resumable() is same
+            if same:
+                assert session.resume() == []
+            else:
+                with pytest.raises(ValueError, match="the saved run trains demo, and what it learned means nothing to .* load demo to go on"):
+                    session.resume()
+
+
+class _Renamed:
+    def __init__(self, backend, told):
+        self.__dict__.update(told)
+        self._backend = backend
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+
 def test_a_result_that_cannot_be_written_costs_nothing_that_was_learned(session_of, config, tmp_path):
     """The folder for LoRA has gone when the run ends: the state is there, and with a folder again the run is ended."""
     straight = session_of(config, name="straight", save_dtype="fp32")

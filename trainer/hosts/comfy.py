@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Iterator
 
 import comfy.model_management as mm
@@ -40,13 +41,14 @@ class ComfyBackend:
     """
 
     size_step = 64
+    file_hash = ""
 
-    def __init__(self, model: Any, clip: Any, vae: Any, name: str = "model") -> None:
+    def __init__(self, model: Any, clip: Any, vae: Any, name: str = "") -> None:
         if vae is None or getattr(vae, "first_stage_model", None) is None:
             raise ValueError("the VAE is missing, or its file has no VAE in it; connect the VAE of the checkpoint, or a VAE loader")
         if clip is None:
             raise ValueError("the CLIP is missing; connect the CLIP of the checkpoint, or a CLIP loader")
-        self.model, self.clip, self.vae, self.name = model.clone(), clip, vae, name
+        self.model, self.clip, self.vae, self.name = model.clone(), clip, vae, name or file_name(model)
         self.device: torch.device = self.model.load_device
         check_trainable(self.unet)
         self._use_trainable_precision()
@@ -77,7 +79,9 @@ class ComfyBackend:
 
     @cached_property
     def base_hash(self) -> str:
-        return fingerprint(self.unet)
+        prefix = "diffusion_model."
+        originals = {key.removeprefix(prefix): kept.weight for key, kept in self.model.backup.items() if key.startswith(prefix)}
+        return fingerprint(self.unet, originals=originals)
 
     @cached_property
     def encoder_id(self) -> str:
@@ -316,6 +320,13 @@ def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
 def _attention(chosen, *args, **kwargs):
     """torch's attention in place of the host's choice: others have no backward, or a slow one."""
     return attention_pytorch(*args, **kwargs)
+
+
+def file_name(model: Any) -> str:
+    """Of the file that one of ComfyUI's own loaders has read the ModelPatcher from, without folder and suffix; empty for what came another way."""
+    made_by = getattr(model, "cached_patcher_init", None)
+    given = made_by[1][0] if made_by and made_by[1] else None
+    return Path(given).stem if isinstance(given, str) else ""
 
 
 def _prediction(sampling: Any) -> Prediction:

@@ -10,10 +10,13 @@ from torch import nn
 _hashes: dict[tuple, str] = {}
 
 
-def fingerprint(module: nn.Module, *settings: object, samples: int = 256) -> str:
-    """SHA-256 over shape, dtype and `samples` evenly spread numbers of every tensor: reading all takes seconds on a large base."""
+def fingerprint(module: nn.Module, *settings: object, samples: int = 256, originals: dict[str, torch.Tensor] | None = None) -> str:
+    """SHA-256 over shape, dtype and `samples` evenly spread numbers of every tensor: reading all takes seconds on a large base.
+
+    `originals` has, by name, tensors to be taken instead of those that the module has at the moment.
+    """
     digest = hashlib.sha256(repr(settings).encode())
-    for name, x in sorted(module.state_dict().items()):
+    for name, x in sorted({**module.state_dict(), **(originals or {})}.items()):
         digest.update(f"{name}{tuple(x.shape)}{x.dtype}".encode())
         if x.numel() and type(x) in (torch.Tensor, nn.Parameter):
             flat = x.detach().reshape(-1)

@@ -95,6 +95,10 @@ class StandaloneBackend:
     def base_hash(self) -> str:
         return sha256_of(self.parts.files)
 
+    @property
+    def file_hash(self) -> str:
+        return self.base_hash
+
     @cached_property
     def encoder_id(self) -> str:
         config = self.vae.config

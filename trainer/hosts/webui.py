@@ -51,7 +51,8 @@ class WebuiBackend:
         self.resolution = {"sd15": 512, "sd2": 768 if kind == "v" else 512, "sdxl": 1024}[self.family]
         self.latent_channels: int = model.model.diffusion_model.out_channels
         self.default_guidance = 7.0
-        self.base_hash: str = info.sha256 or fingerprint(model.model.diffusion_model)
+        self.file_hash: str = info.sha256 or ""
+        self.base_hash: str = self.file_hash or fingerprint(model.model.diffusion_model)
         self._layout = layout_of(path for path, _ in model.model.diffusion_model.named_modules())
         self._checkpointing = self._offloading = self._borrowed = False
 
