@@ -34,7 +34,17 @@ class _Kept:
     trained: Trained
 
 
+@dataclass
+class _Written:
+    """A LoRA as it was seen last, and how often it was found to be another one than a node had written."""
+
+    path: Path
+    version: tuple[int, int] | None
+    changes: int = 0
+
+
 _kept: dict[str, _Kept] = {}
+_written: dict[str, _Written] = {}
 
 
 def trained_once(node_id: str, given: list[Any], made_from: list, train: Callable[[], Trained]) -> Trained:
@@ -46,8 +56,22 @@ def trained_once(node_id: str, given: list[Any], made_from: list, train: Callabl
         return found.trained
     trained = train()
     refs = [weakref.ref(given[0], lambda _: _kept.pop(node_id, None)), *map(weakref.ref, given[1:])]
-    _kept[node_id] = _Kept(refs, made_from, _version(trained.lora), trained)
+    version = _version(trained.lora)
+    _kept[node_id] = _Kept(refs, made_from, version, trained)
+    changes = _written[trained.lora.stem].changes if trained.lora.stem in _written else 0
+    _written[trained.lora.stem] = _Written(trained.lora, version, changes)
     return trained
+
+
+def changes_of(name: str | None) -> int:
+    """How often the LoRA of that name has been changed or removed by others since a node wrote it: ComfyUI would not run the node for that by itself."""
+    written = _written.get(name or "")
+    if written is None:
+        return 0
+    version = _version(written.path)
+    if version != written.version:
+        written.version, written.changes = version, written.changes + 1
+    return written.changes
 
 
 def made_from(values: dict[str, Any], preset: str) -> list:

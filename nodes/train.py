@@ -51,6 +51,13 @@ class HotLoRATrain(io.ComfyNode):
             return str(error)
 
     @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **others):
+        """A LoRA that somebody else has removed or written anew makes the node run again."""
+        from .finished import changes_of
+
+        return changes_of(name)
+
+    @classmethod
     def execute(cls, model, clip, vae, gallery, name, trigger, preset, steps, rank, learning_rate, resolution, seed, settings=None) -> io.NodeOutput:
         from .run import run_session
 

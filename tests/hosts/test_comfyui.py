@@ -192,6 +192,17 @@ def test_the_same_inputs_are_not_run_again_and_a_changed_picture_is(comfy, base)
     assert (comfy.loras / "cached.safetensors").stat().st_mtime_ns > stamp
 
 
+def test_a_lora_that_was_removed_is_made_again(comfy):
+    file = comfy.loras / "removed.safetensors"
+    assert ended(train(comfy, name="removed")) == "success"
+    for _ in range(2):
+        file.unlink()
+        assert ended(train(comfy, name="removed")) == "success"
+        stamp = file.stat().st_mtime_ns
+        assert ended(train(comfy, name="removed")) == "success"
+        assert file.stat().st_mtime_ns == stamp
+
+
 def test_a_folder_from_another_node_is_trained_on_once_until_its_pictures_or_the_lora_change(comfy, base):
     """ComfyUI cannot know beforehand what the other node gives, so it runs ours each time."""
     folder = base / "input" / "linked"
