@@ -10,8 +10,13 @@ import torch
 
 from ..settings import nearest
 from .config import ALL_LINEAR, LanguageConfig
+from .tokens import Collator, Rows, Sample
 
 log = logging.getLogger(__name__)
+PROBE = 32
+"""Tokens of a sample that tell whether it is seen by the next one."""
+SEEN = 0.1
+"""Share of the logits' spread by which they differ then at least; rounding to bfloat16 is a few hundredths."""
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,6 +68,29 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype, load_in: s
         raise ValueError(f"the base {folder} lacks {len(missing)} of its weights, such as {missing[0]}; copy the whole folder again")
     model.requires_grad_(False)
     return model if load_in else model.to(device)
+
+
+@torch.no_grad()
+def check_packing(model: Any, rows: Rows, collate: Collator) -> None:
+    """ValueError for a model that sees across the samples of one row, found out on the first two that share one.
+
+    transformers keeps them apart in rotary attention. Layers that recur or convolve along the row read on, and so does attention with ALiBi or with
+    positions that it counts by itself.
+    """
+    shared = next((row for row in rows.rows if len(row) > 1), None)
+    if shared is None:
+        return
+    pair = [Sample(sample.ids[:PROBE], sample.labels[:PROBE]) for sample in shared[:2]]
+
+    def logits(samples: list[Sample]) -> torch.Tensor:
+        batch = {name: x.to(model.device) for name, x in collate([Rows([samples])[0]]).items() if name != "labels"}
+        return model(**batch, use_cache=False).logits[0, -len(pair[1].ids):].float()
+
+    alone_LV, beside_LV = logits(pair[1:]), logits(pair)
+    spread_L = (alone_LV - alone_LV.mean(-1, keepdim=True)).norm(dim=-1)
+    if not bool(((beside_LV - alone_LV).norm(dim=-1) < SEEN * spread_L).all()):
+        raise ValueError(f"packing is true, but {type(model).__name__} reads across the records of one row, so that each would be learned with the others "
+                         "before it; set packing: false")
 
 
 def quantization(load_in: str, dtype: torch.dtype) -> Any:

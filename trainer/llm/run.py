@@ -22,7 +22,7 @@ from .. import __name__ as PACKAGE
 from ... import __version__
 from .checkpoints import (begin_anew, checkpoints_folder, find_checkpoints, read_run, remove_incomplete, write_run)
 from .material import Material
-from .model import DTYPES, add_adapter, check_bits, load_base
+from .model import DTYPES, add_adapter, check_bits, check_packing, load_base
 from .needs import advice, check_fits, free_memory, measure, weights_on_paper
 from .peers import Peers, wait_for_all
 from .tokens import Collator
@@ -99,8 +99,11 @@ class LanguageRun:
         dtype = DTYPES[self.precision]
         check_fits(self.material.base, weights_on_paper(self.material.base, dtype, self.config.load_in), self.device, self.config)
         try:
-            self.model = add_adapter(load_base(self.material.base, self.device, dtype, self.config.load_in), self.config)
             self.collate = Collator(self.material.tokenizer.pad_token_id, self.config.packing)
+            base = load_base(self.material.base, self.device, dtype, self.config.load_in)
+            if self.config.packing:
+                check_packing(base, self.material.train, self.collate)
+            self.model = add_adapter(base, self.config)
             free = free_memory(self.device)
             mixed = None if self.precision == "no" else dtype
             self.needs = measure(self.model, self.material.train, self.config, self.collate, self.device, mixed, timed)

@@ -1,6 +1,7 @@
 """Tiny random models of the families: the LoRA trains, is saved, and loads; bases in 4 and 8 bits where bitsandbytes is."""
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -11,10 +12,11 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from hotlora.bench.llm_world import random_base
+from hotlora.bench.llm_world import make_model, random_base
 from hotlora.trainer.llm.merging import write_merged
-from hotlora.trainer.llm.model import check_bits, load_base
+from hotlora.trainer.llm.model import check_bits, check_packing, load_base
 from hotlora.trainer.llm.needs import BITS, weights_on_paper
+from hotlora.trainer.llm.tokens import Collator, Rows, Sample
 
 FAMILIES = [name for name in ("Llama", "Qwen2", "Qwen3", "Mistral", "Gemma", "Gemma2", "Phi3", "GPT2") if hasattr(transformers, f"{name}ForCausalLM")]
 OWN_LAYERS = {"Phi3": ["qkv_proj"], "GPT2": ["c_attn"]}
@@ -46,6 +48,27 @@ def test_a_layer_that_is_not_there_is_named_with_those_that_are(config, run_of):
 @pytest.mark.parametrize("target, expected", [("layers.0.mlp.up_proj", 2), ("all-linear", 28), ("q_proj, v_proj", 8)])
 def test_which_layers_are_trained(config, run_of, target, expected):
     assert len([p for p in run_of(replace(config, target_modules=target)).model.parameters() if p.requires_grad]) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family, fits", [("Llama", True), ("Gemma2", True), ("GPT2", True), ("Bloom", False), ("Mamba", False)])
+def test_packing_is_turned_down_where_records_would_be_read_with_those_before_them(family, fits, dtype):
+    """Bloom has ALiBi, Mamba recurs along the row."""
+    if not hasattr(transformers, f"{family}ForCausalLM"):
+        pytest.skip(f"this transformers has no {family}")
+    model = make_model(64, 32, 4, family, spread=0.3).to(dtype).eval()
+    samples = [Sample(list(range(3, 3 + n)), list(range(3, 3 + n))) for n in (7, 40, 6)]
+    collate = Collator(2, True)
+    check_packing(model, Rows([[sample] for sample in samples]), collate)
+    with nullcontext() if fits else pytest.raises(ValueError, match=f"packing is true, but {family}ForCausalLM reads across .*; set packing: false"):
+        check_packing(model, Rows([samples[:1], samples[1:]]), collate)
+
+
+def test_a_run_with_packing_says_so_before_it_trains(config, run_of, world, tmp_path):
+    base = random_base(tmp_path / "bloom", world, "Bloom")
+    with pytest.raises(ValueError, match="packing is true, but BloomForCausalLM"):
+        run_of(replace(config, base_model=str(base), packing=True, target_modules=["query_key_value"]))
+    assert run_of(replace(config, base_model=str(base), target_modules=["query_key_value"])).train().status == "completed"
 
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
