@@ -4,75 +4,112 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable
 
 from .gallery_edit import Occupied, move_file
-from .names import check_name
+from .live import Registry
 
 STEP = re.compile(r"(.+)-(\d{6,})")
 COMPANIONS = (".preview.png", ".png", ".jpg", ".jpeg", ".webp", ".json", ".txt")
 MARK = ".removed"
 """In the trash names end so, that nothing finds a LoRA there."""
-_headers: dict[tuple[str, int, int], dict[str, str]] = {}
+FACTS = ("hotlora.version", "hotlora.trigger", "ss_sd_model_name", "ss_steps", "ss_network_dim")
+_headers: dict[Path, tuple[tuple[int, int], dict[str, str]]] = {}
+
+
+@dataclass(frozen=True)
+class LoraFile:
+    """A file of ours. `place` and `lora` are paths below their folder, without suffix, of the file and of its LoRA, `name` and `lora_name` what tags and
+    the list call the two; `step` is None for the finished one."""
+
+    path: Path
+    place: str
+    lora: str
+    name: str
+    lora_name: str
+    step: int | None
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """A file's metadata, from its head alone; empty for a file that is none."""
+    """What a list says of a LoRA of ours, and the `name` that it was trained under, from the file's head alone; empty for every other file."""
     try:
         state = path.stat()
-        key = (str(path), state.st_mtime_ns, state.st_size)
-        if key not in _headers:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                found = json.loads(file.read(length)).get("__metadata__") if length <= 100_000_000 else {}
-            _headers[key] = {name: value for name, value in (found or {}).items() if isinstance(value, str)}
-        return _headers[key]
-    except (OSError, ValueError, AttributeError):
+        version = (state.st_mtime_ns, state.st_size)
+        if path not in _headers or _headers[path][0] != version:
+            _headers[path] = version, _read_facts(path)
+        return _headers[path][1]
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
+
+
+def _read_facts(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        found = json.loads(file.read(length)).get("__metadata__") if length <= 100_000_000 else None
+    if not (found and found.get("hotlora.version")):
+        return {}
+    facts = {key: found[key] for key in FACTS if isinstance(found.get(key), str)}
+    with suppress(KeyError, ValueError, TypeError, AttributeError):
+        facts["name"] = json.loads(found["hotlora.config"]).get("name") or ""
+    return facts
 
 
 def list_loras(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Ours among the files of the folders, newest first; saved steps stand with the LoRA that they belong to."""
     groups: dict[str, dict[str, Any]] = {}
-    for folder in dict.fromkeys(folders):
-        for path in _files(folder):
-            metadata = metadata_of(path)
-            if not metadata.get("hotlora.version"):
-                continue
-            match = STEP.fullmatch(path.stem)
-            name = match[1] if match else path.stem
-            entry = groups.setdefault(name, {"name": name, "steps": [], "finished": False, "created": 0.0})
-            entry["created"] = max(entry["created"], path.stat().st_mtime)
-            if match:
-                entry["steps"].append({"step": int(match[2]), "name": path.stem, "tag": f"<lora:{path.stem}:1>"})
-            if not match or not entry["finished"]:
-                facts = {"tag": f"<lora:{path.stem}:1>", "trigger": metadata.get("hotlora.trigger", ""),
-                         "path": path.relative_to(folder).as_posix(), "base": metadata.get("ss_sd_model_name", ""),
-                         "trained": metadata.get("ss_steps", ""), "rank": metadata.get("ss_network_dim", ""), "bytes": path.stat().st_size}
-                entry.update(facts, finished=entry["finished"] or not match)
+    for file in _our_files(folders):
+        metadata, state = metadata_of(file.path), file.path.stat()
+        tag = f"<lora:{file.name}:1>"
+        entry = groups.setdefault(file.lora, {"name": file.lora_name, "steps": [], "finished": False, "created": 0.0})
+        entry["created"] = max(entry["created"], state.st_mtime)
+        if file.step is not None:
+            entry["steps"].append({"step": file.step, "name": file.name, "tag": tag})
+        if file.step is None or not entry["finished"]:
+            facts = {"tag": tag, "trigger": metadata.get("hotlora.trigger", ""), "path": f"{file.place}.safetensors",
+                     "base": metadata.get("ss_sd_model_name", ""), "trained": metadata.get("ss_steps", ""), "rank": metadata.get("ss_network_dim", ""),
+                     "bytes": state.st_size}
+            entry.update(facts, finished=entry["finished"] or file.step is None)
     for entry in groups.values():
         entry["steps"].sort(key=lambda step: step["step"])
     return sorted(groups.values(), key=lambda entry: -entry["created"])
 
 
-def remove_lora(home: Path, folders: list[Path], name: str) -> list[str]:
-    """Move a LoRA with its saved steps (or one saved step) to the trash; returns the names that are gone. FileNotFoundError when there is none."""
-    check_name(name)
-    found = [(folder, path) for folder in dict.fromkeys(folders) for path in _files(folder)
-             if metadata_of(path).get("hotlora.version") and (path.stem == name or ((match := STEP.fullmatch(path.stem)) and match[1] == name))]
+def namesakes(folders: list[Path], name: str) -> list[str]:
+    """A sentence when files elsewhere in the folders, of whatever program, have the stem that a LoRA in the first of them would get."""
+    target = folders[0] / f"{name}.safetensors"
+    others = [str(path) for path in Registry(folders).files() if unicodedata.normalize("NFC", path.stem) == name and path != target]
+    if not others:
+        return []
+    return [f"{name} is also the name of {', '.join(others)}: <lora:{name}:1> cannot tell them apart; rename that file, or give this LoRA another name"]
+
+
+def remove_lora(home: Path, folders: list[Path], name: str) -> list[Path]:
+    """Move a LoRA with its saved steps, or one saved step, to the trash, by the name in the list; returns the files that are gone.
+
+    FileNotFoundError when there is none.
+    """
+    files = list(_our_files(folders))
+    found = [file.path for file in files if file.lora_name == name] or [file.path for file in files if file.name == name]
     if not found:
-        raise FileNotFoundError(f"there is no LoRA {name} that was trained here; load the list again")
+        raise FileNotFoundError(f"there is no LoRA {name[:200]} that was trained here; load the list again")
     trash = home / "trash" / "loras"
     number = max((int(path.name) for path in trash.glob("*") if path.name.isdigit()), default=0) + 1
     place = trash / f"{number:06d}"
     place.mkdir(parents=True)
-    moves = [(part, place / f"{index}-{part.name}{MARK}") for index, part in enumerate(part for _, path in found for part in _with_companions(path))]
+    moves = [(part, place / f"{index}-{part.name}{MARK}") for index, part in enumerate(part for path in found for part in _with_companions(path))]
     record = {"name": name, "files": [{"from": str(source), "to": target.name} for source, target in moves]}
     (place / "record.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
     for source, target in moves:
         move_file(source, target)
-    return [path.stem for _, path in found]
+        if _is_peft(source):
+            with suppress(OSError):
+                source.parent.rmdir()
+    return found
 
 
 def restore_lora(home: Path, name: str) -> list[Path]:
@@ -89,14 +126,60 @@ def restore_lora(home: Path, name: str) -> list[Path]:
             continue
         for _, target in moves:
             if target.exists():
-                raise Occupied(f"there is a LoRA {target.stem} again; rename or delete that one first")
+                raise Occupied(f"there is a LoRA {target.parent.name if _is_peft(target) else target.stem} again; rename or delete that one first")
         for source, target in moves:
             move_file(source, target)
-        return [target for _, target in moves if target.suffix == ".safetensors"]
+        return [target for _, target in moves if target.suffix == ".safetensors" and not _is_peft(target)]
     raise FileNotFoundError(f"no LoRA {name[:200]} was removed here")
 
 
-def _files(folder: Path) -> list[Path]:
+def _our_files(folders: Iterable[Path]) -> Iterable[LoraFile]:
+    """Under the bare name where it is the only one in all folders, else with its folders in front, which is how a tag tells two apart.
+
+    Of several of ours of one path the first folder's counts, as in hosts.
+    """
+    files = [(place, path, *_lora_and_step(place, path)) for place, path in _files(folders)]
+    places: dict[str, set[str]] = defaultdict(set)
+    for place, _, lora, _ in files:
+        for one in (place, lora):
+            places[_stem(one)].add(one)
+
+    def shown(place: str) -> str:
+        return place if len(places[_stem(place)]) > 1 else _stem(place)
+
+    told = set()
+    for place, path, lora, step in files:
+        if metadata_of(path) and place not in told:
+            told.add(place)
+            yield LoraFile(path, place, lora, shown(place), shown(lora), step)
+
+
+def _lora_and_step(place: str, path: Path) -> tuple[str, int | None]:
+    """The LoRA that a file belongs to, and the step that it is of. What the file says decides, as a name may end in a date too."""
+    match = STEP.fullmatch(place)
+    facts = metadata_of(path)
+    is_step = match and facts.get("ss_steps") == str(int(match[2])) and facts.get("name") != path.stem
+    return (match[1], int(match[2])) if is_step else (place, None)
+
+
+def _stem(place: str) -> str:
+    return place.rpartition("/")[2]
+
+
+def _files(folders: Iterable[Path]) -> list[tuple[str, Path]]:
+    """Each with its path below the folder, without suffix. A file that lies in two of the folders, one within the other, counts once."""
+    found, seen = [], set()
+    for folder in dict.fromkeys(folders):
+        real = folder.resolve()
+        for path in _walk(folder):
+            inside = path.relative_to(folder)
+            if real / inside not in seen and not _is_peft(path):
+                seen.add(real / inside)
+                found.append((inside.as_posix().removesuffix(".safetensors"), path))
+    return found
+
+
+def _walk(folder: Path) -> list[Path]:
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in ("trash", "jobs", "galleries", "cache", "thumbnails", "history")
@@ -105,6 +188,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _with_companions(path: Path) -> list[Path]:
-    return [path, *(other for suffix in COMPANIONS if (other := path.with_name(path.stem + suffix)).is_file())]
+def _is_peft(path: Path) -> bool:
+    """Whether it is the form of a LoRA for diffusers, which `save_format: both` writes beside it."""
+    return path.parent.name.endswith("-peft") and path.name.startswith("pytorch_lora_weights")
 
+
+def _with_companions(path: Path) -> list[Path]:
+    peft = [other for other in sorted(path.with_name(f"{path.stem}-peft").glob("pytorch_lora_weights*.safetensors")) if metadata_of(other)]
+    return [path, *(other for suffix in COMPANIONS if (other := path.with_name(path.stem + suffix)).is_file()), *peft]

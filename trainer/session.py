@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -383,7 +383,7 @@ class Session:
     def metadata(self, stem: str) -> dict[str, str]:
         measured = {"hotlora_validation": json.dumps(self.progress.state_dict())} if self.progress.measurements else {}
         return measured | build_metadata(
-            self.config, name=stem, family=self.backend.family, base_hash=self.backend.file_hash, base_name=self.backend.name,
+            replace(self.config, name=self.name), name=stem, family=self.backend.family, base_hash=self.backend.file_hash, base_name=self.backend.name,
             trigger=self.config.trigger, tag_counts=self.dataset.tag_counts(), steps=self.step,
             epochs=self.step // self.dataset.order.steps_per_epoch, pictures=len(self.dataset.examples),
             resolution=self.dataset.resolution, prediction=self.backend.prediction.kind, started_at=self.started_at)

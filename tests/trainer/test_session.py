@@ -1,4 +1,5 @@
 """The loop and its endings, on the embedded base itself."""
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -337,6 +338,7 @@ def test_the_written_keys_and_metadata(session_of, config):
     weights, metadata = load_lora(session_of(config, save_format="both").train().lora)
     assert all(key.startswith("lora_unet_") for key in weights)
     assert metadata["ss_base_model_version"] == "hotlora_demo" and metadata["ss_output_name"] == "mascot" and metadata["ss_network_dim"] == "4"
+    assert config.name is None and json.loads(metadata["hotlora.config"])["name"] == "mascot", "so that a list knows this file from one of a saved step"
     peft, _ = load_lora(Path(config.output_dir) / "mascot-peft" / "pytorch_lora_weights.safetensors")
     assert peft.keys() == weights.keys()
 

@@ -1,6 +1,7 @@
 """Routes of the LoRAs."""
 from __future__ import annotations
 
+from ..live import Registry
 from ..loras import list_loras, remove_lora, restore_lora
 from .messages import ApiError
 from .routes import API, Call, Route
@@ -24,23 +25,27 @@ def listing(call: Call) -> dict:
 
 def one(call: Call) -> dict:
     for lora in _all(call):
-        if call.path["name"] == lora["name"]:
+        if call.path["rest"] == lora["name"]:
             return lora
-    raise ApiError(404, f"there is no LoRA {call.path['name'][:200]} that was trained here; load the list again")
+    raise ApiError(404, f"there is no LoRA {call.path['rest'][:200]} that was trained here; load the list again")
 
 
 def delete(call: Call) -> dict:
     host = call.api.host
-    names = remove_lora(host.home, host.lora_folders(), call.path["name"])
+    names = [path.stem for path in remove_lora(host.home, host.lora_folders(), call.path["rest"])]
+    left = {path.stem: path for path in Registry(host.lora_folders()).files()}
     for name in names:
-        host.lora_removed(name)
+        if name in left:
+            host.lora_written(name, left[name])
+        else:
+            host.lora_removed(name)
     call.api.jobs.events.add("loras", names=names, removed=True)
     return {"names": names}
 
 
 def restore(call: Call) -> dict:
     host = call.api.host
-    paths = restore_lora(host.home, call.path["name"])
+    paths = restore_lora(host.home, call.path["rest"])
     for path in paths:
         host.lora_written(path.stem, path)
     call.api.jobs.events.add("loras", names=[path.stem for path in paths])
@@ -49,7 +54,7 @@ def restore(call: Call) -> dict:
 
 ROUTES = [
     Route("GET", f"{API}/loras", listing, "LoRAs that were trained here, newest first, with their saved steps."),
-    Route("GET", f"{API}/loras/{{name}}", one, "One LoRA."),
-    Route("POST", f"{API}/loras/{{name}}/delete", delete, "Move a LoRA with its saved steps, or one saved step, to the trash."),
-    Route("POST", f"{API}/loras/{{name}}/restore", restore, "Bring a deleted LoRA back."),
+    Route("GET", f"{API}/loras/{{rest}}", one, "One LoRA."),
+    Route("POST", f"{API}/loras/{{rest}}/delete", delete, "Move a LoRA with its saved steps, or one saved step, to the trash."),
+    Route("POST", f"{API}/loras/{{rest}}/restore", restore, "Bring a deleted LoRA back."),
 ]

@@ -41,9 +41,10 @@ function TryForm({ loras }) {
     prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), width: Number(form.width) || null, height: Number(form.height) || null,
     ...gridOf(form, lora, name) }));
   const remove = async () => {
-    await post(`loras/${encodeURIComponent(lora.name)}/delete`);
+    const path = `loras/${lora.name.split("/").map(encodeURIComponent).join("/")}`;
+    await post(`${path}/delete`);
     refreshLoras();
-    const back = () => post(`loras/${encodeURIComponent(lora.name)}/restore`).then(refreshLoras, setError);
+    const back = () => post(`${path}/restore`).then(refreshLoras, setError);
     toast(t("try.deleted", { name: lora.name }), { label: t("undo"), run: back });
   };
   return html`<form onSubmit=${(event) => event.preventDefault()}>

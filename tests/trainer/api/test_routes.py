@@ -65,6 +65,25 @@ def test_a_lora_goes_to_the_trash_and_comes_back(client, gallery, host):
     assert client.post("loras/face-000001/delete")["names"] == ["face-000001"] and (folder / "face.safetensors").exists()
 
 
+def test_a_lora_of_a_sub_folder_is_deleted_by_its_path(client, gallery, host, monkeypatch):
+    settings = {"train_data_dir": str(gallery), "name": "face", "lora_rank": 1, "steps": 1}
+    folder = host.lora_folders()[0]
+    (folder / "old").mkdir(parents=True)
+    for path in (folder / "old" / "face.safetensors", folder / "face.safetensors"):
+        until_ended(client, client.post("jobs", {"settings": settings}, 201)["id"])
+        (folder / "face.safetensors").replace(path)
+    told = []
+    monkeypatch.setattr(host, "lora_written", lambda name, path: told.append((name, path)))
+    monkeypatch.setattr(host, "lora_removed", lambda name: told.append((name, None)))
+    assert client.get("loras/old/face")["path"] == "old/face.safetensors"
+    assert client.post("loras/old/face/delete")["names"] == ["face"] and not (folder / "old" / "face.safetensors").exists()
+    assert client.get("loras/face")["path"] == "face.safetensors" and told == [("face", folder / "face.safetensors")]
+    assert client.post("loras/old/face/restore")["names"] == ["face"]
+    client.post("loras/face/delete")
+    client.post("loras/face/delete")
+    assert told[-2:] == [("face", folder / "old" / "face.safetensors"), ("face", None)]
+
+
 def test_a_restored_lora_takes_no_ones_place(client, gallery, host):
     settings = {"train_data_dir": str(gallery), "name": "face", "lora_rank": 1, "steps": 1}
     for _ in range(2):
