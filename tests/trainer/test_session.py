@@ -338,9 +338,14 @@ def test_the_written_keys_and_metadata(session_of, config):
     weights, metadata = load_lora(session_of(config, save_format="both").train().lora)
     assert all(key.startswith("lora_unet_") for key in weights)
     assert metadata["ss_base_model_version"] == "hotlora_demo" and metadata["ss_output_name"] == "mascot" and metadata["ss_network_dim"] == "4"
-    assert config.name is None and json.loads(metadata["hotlora.config"])["name"] == "mascot", "so that a list knows this file from one of a saved step"
     peft, _ = load_lora(Path(config.output_dir) / "mascot-peft" / "pytorch_lora_weights.safetensors")
     assert peft.keys() == weights.keys()
+
+
+def test_a_run_without_a_name_tells_the_one_of_its_folder(session_of, config):
+    """By it a list knows a LoRA from a saved step."""
+    _, metadata = load_lora(session_of(config, name=None).train().lora)
+    assert json.loads(metadata["hotlora.config"])["name"] == metadata["ss_output_name"] == "my pictures"
 
 
 @pytest.mark.parametrize("changes", [{"mixed_precision": "bf16"}, {"gradient_checkpointing": True}, {"conv_rank": 2},
