@@ -172,7 +172,7 @@ class JobRun(Listener):
 
     def saved(self, session: Session, lora: Path) -> None:
         self._tell_steps()
-        name = lora.parent.name.removesuffix("-peft") if lora.stem == "pytorch_lora_weights" else lora.stem
+        name = lora.stem
         if all(entry["name"] != name for entry in self.job.saved):
             self.job.saved.append({"step": session.step, "name": name, "tag": f"<lora:{name}:1>"})
         self.queue.store.save(self.job)

@@ -13,6 +13,7 @@ from .estimate import duration
 from .gallery_files import existing_folder, folder_repeats, list_files, relative_name
 from .host import Host
 from .left_out import left_out
+from .loras import namesakes
 from .names import safe_name
 from .needs import needs_of
 from .presets import apply_preset, is_set, preset_of
@@ -47,10 +48,18 @@ def checked_settings(host: Host, settings: dict[str, Any]) -> tuple[TrainConfig,
                          f"only; use one of {', '.join(OPTIMIZERS)}")
     if host.bases():
         config = replace(config, base_model=chosen_base(host, settings.get("base_model")))
+    if config.save_format == "peft":
+        warnings.append("save_format is peft, and no tag finds a file of that form: the kohya form is written too, as with both")
+        config = with_tag(config)
     if config.caption_model and host.gallery_roots is not None:
         inside_folders(config.caption_model, host.model_folders())
     existing_folder(config.train_data_dir)
     return config, warnings + without_effect(config)
+
+
+def with_tag(config: TrainConfig) -> TrainConfig:
+    """The config with a file that a tag finds, whatever other form is wanted: hosts read no other."""
+    return replace(config, save_format="both") if config.save_format == "peft" else config
 
 
 def chosen_base(host: Host, wanted: str | None) -> str:
@@ -90,7 +99,7 @@ def filled_by(given: dict[str, Any], preset: str | None, base: str | None) -> di
 
 def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
     """The config with the folders that the server decides on."""
-    return replace(config, output_dir=str(run_folder), lora_dir=str(host.lora_folders()[0]), cache_dir=str(host.home / "cache"))
+    return replace(with_tag(config), output_dir=str(run_folder), lora_dir=str(host.lora_folders()[0]), cache_dir=str(host.home / "cache"))
 
 
 def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:
@@ -114,6 +123,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     parts += [f"about {gigabytes(needs.bytes)}" + (f" of {gigabytes(needs.total)}" if needs.total else "") + " GB"] if needs else []
     if needs and needs.total and needs.bytes > needs.total:
         warnings.append(f"about {gigabytes(needs.bytes)} GB are needed and {gigabytes(needs.total)} are there: steps will be done in ways that need less and take longer")
+    warnings += namesakes(host.lora_folders(), name_of(config))
     reason = host.can_train()
     if not pictures:
         warnings.insert(0, f"all pictures of {root} are left out; put some back" if unwanted else f"{root} has no pictures; add some first")

@@ -18,6 +18,7 @@ from .bundle_run import PREVIEW, RESULT, RESULT_FORMAT, RESULT_VERSION
 from .host import Host
 from .hosts.base_files import BaseFacts, facts_of_files
 from .lora_file import load_lora
+from .loras import namesakes
 from .names import check_name, safe_name
 from .output_files import write_atomically
 
@@ -57,7 +58,9 @@ def import_lora(host: Host, file: str, data: bytes) -> Imported:
     for written in filter(None, (kept, path)):
         host.lora_written(written.stem, written)
     base = BaseFacts(metadata.get("ss_sd_model_name") or "", metadata.get("ss_new_sd_model_hash") or "")
-    warnings = [*_doubts(host, name, base), *([f"{name} is here already, with the very same content"] if is_same else [])]
+    warnings = [*_doubts(host, name, base), *namesakes(host.lora_folders(), name)]
+    if is_same:
+        warnings.append(f"{name} is here already, with the very same content")
     if not metadata.get("hotlora.version"):
         warnings.append(f"{name} was not trained by HotLoRA: its tag works, and it is not among the LoRAs of this page")
     return Imported(name, metadata.get("hotlora.trigger") or metadata.get("modelspec.trigger_phrase") or "", base.name, path, kept.stem if kept else None, warnings)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from hotlora.tests.trainer.ui_server import UiServer
+from hotlora.trainer.config import TrainConfig
 from hotlora.trainer.hosts.standalone_host import SharedBackend, StandaloneHost
+from hotlora.trainer.job_settings import placed
 from hotlora.trainer.jobs import JobQueue, NoSuchJob, NotNow
 from hotlora.trainer.lora_file import load_lora
 
@@ -107,6 +109,31 @@ def test_a_plan_for_more_than_there_is_warns(jobs, settings, monkeypatch):
     monkeypatch.setattr("hotlora.trainer.needs.memory_of", lambda device: 100_000_000)
     [warning] = [warning for warning in jobs.plan(settings, None)["warnings"] if "GB are needed" in warning]
     assert "0.1 are there" in warning
+
+
+def test_the_form_for_diffusers_comes_with_a_file_that_the_tag_finds(jobs, host, settings):
+    settings = {**settings, "save_format": "peft"}
+    [warning] = jobs.plan(settings, None)["warnings"]
+    assert warning.startswith("save_format is peft, and no tag finds")
+    job = ended(jobs, jobs.submit(settings, None))
+    assert job.status == "completed" and job.tag == "<lora:face:1>" and job.lora == "face" and host.written == ["face"] and job.warnings == [warning]
+    folder = host.lora_folders()[0]
+    assert load_lora(folder / "face.safetensors") and load_lora(folder / "face-peft" / "pytorch_lora_weights.safetensors")
+    jobs.drawings.submit({"prompt": job.tag, "negative": "", "seed": 0, "steps": 1, "guidance": None, "width": 64, "height": 64, "names": ["face"], "weights": [1]})
+
+
+def test_a_run_of_an_earlier_version_that_goes_on_gets_such_a_file_too(host):
+    assert placed(TrainConfig(train_data_dir="x", save_format="peft"), host, host.home).save_format == "both"
+
+
+def test_a_plan_tells_of_a_file_that_has_the_name_already(jobs, host, settings):
+    folder = host.lora_folders()[0]
+    (folder / "old").mkdir(parents=True)
+    (folder / "face.safetensors").write_bytes(b"is kept as face-v1")
+    assert jobs.plan(settings, None)["warnings"] == []
+    (folder / "old" / "face.safetensors").write_bytes(b"another program's")
+    [warning] = jobs.plan(settings, None)["warnings"]
+    assert warning.startswith(f"face is also the name of {folder / 'old' / 'face.safetensors'}: ")
 
 
 def test_a_preset_fills_in_what_was_not_said(jobs, settings):

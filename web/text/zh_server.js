@@ -44,6 +44,8 @@ export const zhServer = [
   [/^(.*) was trained on (.*), and (.*) is loaded here: .*$/, "$1 是在 $2 上训练的，而这里加载的是 $3：效果可能不同，甚至不起作用；请加载训练它的基础模型"],
   [/^(.*) was trained on (.*); draw with that base$/, "$1 是在 $2 上训练的；请用这个基础模型生成图片"],
   [/^(.*) is here already, with the very same content$/, "$1 已经在这里，内容完全相同"],
+  [/^(.*) is also the name of (.*): (<lora:.*>) cannot tell them apart; .*$/, "$1 也是 $2 的名称，$3 无法区分；请重命名那个文件，或给这个 LoRA 换一个名称"],
+  [/^save_format is peft, .*$/, "save_format 选了 peft，而标签找不到这种格式的文件：会同时写出 kohya 格式，与选 both 相同"],
   [/^(.*) was not trained by HotLoRA: .*$/, "$1 不是 HotLoRA 训练的：标签可以使用，但不会出现在本页的 LoRA 列表里"],
   [/^(.*) does not say which base it was trained on, so .* fits (.*) cannot be told$/, "$1 没有注明训练它的基础模型，无法判断是否适合 $2"],
   [/^(.*) is an exported job and not its result; run it with `(.*)`, .*$/, "$1 是导出的任务，不是结果；请先运行 $2，再导入它写出的文件"],

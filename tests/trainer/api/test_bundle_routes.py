@@ -127,6 +127,13 @@ def test_a_preview_comes_along_and_takes_no_ones_place(client, result, loras):
     assert (loras / "other.safetensors").exists() and not (loras / "other.preview.png").exists()
 
 
+def test_a_file_of_the_same_name_in_another_folder_is_said(client, result, loras):
+    (loras / "old").mkdir()
+    (loras / "old" / "face.safetensors").write_bytes(result)
+    [warning] = send(client, "face.safetensors", result)["warnings"]
+    assert warning.startswith(f"face is also the name of {loras / 'old' / 'face.safetensors'}: ") and (loras / "face.safetensors").read_bytes() == result
+
+
 def test_another_base_than_the_loaded_one_is_said(client, result, host, tmp_path):
     other = tmp_path / "other.safetensors"
     other.write_bytes(b"other weights")
