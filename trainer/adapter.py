@@ -184,10 +184,14 @@ def _layer_from(layer: nn.Module, key: Key, entry: dict, dropout: float) -> LoRA
         raise ValueError(f"the LoRA layer {key[0]}: {key[1]} has the shapes {tuple(down.shape)} and {tuple(up.shape)}, "
                          f"the base needs {down_shape} and {up_shape}; this LoRA was made for another base")
     if magnitude is not None:
-        if magnitude.shape[:1] != (outputs,) or magnitude.numel() != outputs:
+        ones = [1] * len(sides)
+        if magnitude.shape[:1] == (outputs,) and magnitude.numel() == outputs:
+            magnitude = magnitude.reshape(outputs, 1, *ones)
+        elif magnitude.ndim > 1 and magnitude.shape[1] == magnitude.numel() == inputs:
+            magnitude = magnitude.reshape(1, inputs, *ones)
+        else:
             raise ValueError(f"the DoRA magnitude of {key[0]}: {key[1]} has the shape {tuple(magnitude.shape)}; "
-                             f"only one per output, ({outputs}, 1), is supported")
-        magnitude = magnitude.reshape(outputs, *[1] * (1 + len(sides)))
+                             f"it must be one per input, (1, {inputs}), or one per output, ({outputs}, 1)")
     device = layer.weight.device if isinstance(layer.weight, torch.Tensor) else down.device
     alpha = rank if entry.get("alpha") is None else float(entry["alpha"])
     return LoRALayer(down.reshape(down_shape), up.reshape(up_shape), alpha, magnitude, dropout).to(device)

@@ -196,6 +196,9 @@ class TrainConfig(CheckedSettings):
         if self.min_timestep >= self.max_timestep:
             raise ValueError(f"min_timestep is {self.min_timestep} but must be below max_timestep, which is {self.max_timestep}; "
                              "lower the first or raise the second")
+        if self.dora and self.save_format != "kohya":
+            raise ValueError(f"dora is true and save_format is {self.save_format}, but PEFT's form cannot hold a DoRA as ComfyUI and A1111 read it; "
+                             "set save_format: kohya, or dora: false")
         for name in ("lr", "weight_decay"):
             if name in self.optimizer_args:
                 raise ValueError(f"optimizer_args has {name}, which has a setting of its own; move its value to "

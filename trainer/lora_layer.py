@@ -2,12 +2,14 @@
 
 LoRA (2106.09685): y = W x + b + s B A x, with s = alpha / rank, or alpha / sqrt(rank) for rsLoRA (2312.03732). LoCon is the
 same for convolutions: A has the layer's kernel, B is 1x1. DoRA (2402.09353): W is replaced by m (W + s B A) / |W + s B A|,
-the norm over each output's row, and treated as a constant by the gradient (section 4.3).
+the norm over each input's column (equation 5), and treated as a constant by the gradient (section 4.3). PEFT takes it over each output's
+row instead; such files are read, and not made, as no host of ours works one out rightly.
 """
 from __future__ import annotations
 
 import hashlib
 import math
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +112,8 @@ class LoRALayer(nn.Module):
     """The trained matrices of one layer, in float32.
 
     `down (rank, in)` and `up (out, rank)`; for a convolution `(rank, in, kh, kw)` and `(out, rank, 1, 1)`.
-    `alpha` is in the sense of the LoRA file: the scale is alpha / rank. `dora_scale (out, 1)`, or `(out, 1, 1, 1)`, is DoRA's
-    magnitude and None without DoRA. `multiplier` weights the whole change, as in `<lora:name:multiplier>`.
+    `alpha` is in the sense of the LoRA file: the scale is alpha / rank. `dora_scale (1, in)`, or `(1, in, 1, 1)`, is DoRA's
+    magnitude, `(out, 1)` or `(out, 1, 1, 1)` that of PEFT, and None without DoRA. `multiplier` weights the whole change, as in `<lora:name:multiplier>`.
     """
 
     def __init__(self, down: torch.Tensor, up: torch.Tensor, alpha: float, dora_scale: torch.Tensor | None = None,
@@ -144,16 +146,22 @@ class LoRALayer(nn.Module):
     def delta(self, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
         """What this LoRA adds to the output of `layer` for the input `x`."""
         x = alias(x.to(compute_dtype(x)))
-        low = F.dropout(x, self.dropout) if self.training and self.dropout else x
         if self.dora_scale is None:
-            return self._low_rank(low, layer, self.multiplier * self.scale)
-        gain = self._gain(layer)
-        gain = cast(gain.view(-1) if is_linear(layer) else gain.view(-1, 1, 1), x)
+            return self._low_rank(self._dropped(x), layer, self.multiplier * self.scale)
+        gain = cast(self._gain(layer).view(-1, *[1] * (self.dora_scale.ndim - 2)), x)
+        if self.dora_scale.shape[0] == 1:
+            scaled = x * gain
+            return self.multiplier * (self._bare(scaled - x, layer) + self._low_rank(self._dropped(scaled), layer, self.scale))
+        return self.multiplier * ((gain - 1) * self._bare(x, layer) + gain * self._low_rank(self._dropped(x), layer, self.scale))
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.dropout) if self.training and self.dropout else x
+
+    def _bare(self, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+        """The layer without its bias."""
         if is_linear(layer):
-            bare = frozen_linear(x, layer.weight)
-        else:
-            bare = frozen_conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-        return self.multiplier * ((gain - 1) * bare + gain * self._low_rank(low, layer, self.scale))
+            return frozen_linear(x, layer.weight)
+        return frozen_conv2d(x, layer.weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
     def _low_rank(self, x: torch.Tensor, layer: nn.Module, scale: float) -> torch.Tensor:
         if is_linear(layer):
@@ -162,15 +170,15 @@ class LoRALayer(nn.Module):
         return F.conv2d(h, cast(scale * self.up, x))
 
     def _gain(self, layer: nn.Module) -> torch.Tensor:
-        """DoRA's `m / |W + s B A|`, one per output."""
+        """DoRA's `m / |W + s B A|`, in the shape of m."""
         with torch.no_grad():
-            norm = row_norm(cast(layer.weight, self.up) + self.change())
-        return self.dora_scale.flatten() / norm
+            norm = norm_like(cast(layer.weight, self.up) + self.change(), self.dora_scale.shape)
+        return self.dora_scale / norm
 
 
-def row_norm(weight: torch.Tensor) -> torch.Tensor:
-    """Length of each output's row of a weight, `(out,)`."""
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
+def norm_like(weight: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Length of a weight over the dimensions that are 1 in `shape`: `(1, in[, 1, 1])` is over each input's column, `(out, 1[, 1, 1])` each output's row."""
+    return torch.linalg.vector_norm(weight, dim=[d for d, side in enumerate(shape) if side == 1], keepdim=True)
 
 
 def new_layer(layer: nn.Module, rank: int, alpha: float, seed_text: str, rslora: bool = False, dora: bool = False,
@@ -194,8 +202,7 @@ def new_layer(layer: nn.Module, rank: int, alpha: float, seed_text: str, rslora:
             raise ValueError(f"DoRA needs the numbers of the weights, and those of a {type(layer).__name__} are packed or absent; "
                              "turn dora off for this base")
         with torch.no_grad():
-            norm = row_norm(layer.weight.detach().float())
-        magnitude = norm.view(-1, *[1] * (len(down_shape) - 1))
+            magnitude = norm_like(layer.weight.detach().float(), (1, down_shape[1], *[1] * (len(down_shape) - 2)))
     made = LoRALayer(down, torch.zeros(up_shape), alpha * math.sqrt(rank) if rslora else alpha, magnitude, dropout)
     device = layer.weight.device if isinstance(layer.weight, torch.Tensor) else torch.device("cpu")
     return made.to(device)

@@ -1,11 +1,12 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed] [half]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed] [half] [dora]
 
 `v` and `flow` put ComfyUI's own ModelSamplingDiscrete or ModelSamplingSD3 upstream, for a model that predicts v or a flow.
 `upstream` puts a LoRA and changed norms upstream. `streamed` and `evicted` are what a device with little memory does, see `scarce_memory`.
 `gpu` runs it on the GPU; `dynamic` with ComfyUI's dynamic memory, its default on NVIDIA, and `squeezed` with next to no memory for that.
 `half` computes in float16, which the host does with weights of float16 (`--fp16-unet`) on a GPU alone, and borrows twice.
+`dora` compares what the denoiser says with a DoRA attached and with its file through the stock loader, and nothing else.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -26,7 +27,7 @@ def package() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed", "half")
+OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed", "half", "dora")
 
 
 def main() -> None:
@@ -49,6 +50,9 @@ def main() -> None:
     from hotlora.trainer.objective import Objective
 
     model, clip, vae = load(checkpoint)
+    if "dora" in arguments:
+        print(json.dumps(as_the_host_does(model, clip, vae)))
+        return
     bare, changes = model, {}
     if "upstream" in arguments:
         bare = load(checkpoint)[0]
@@ -120,6 +124,52 @@ def main() -> None:
     print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "redrawn": redrawn,
                       "gradient_error": error, "layers": len(ours), "computed": computed, "name": backend.name, "same_hash": len(set(hashes)) == 1, "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
                       "calls": CALLS}))
+
+
+def as_the_host_does(model, clip, vae) -> dict:
+    """How far apart they are, against what the DoRA changes at that strength."""
+    import tempfile
+
+    import comfy.sd
+    import comfy.utils
+    import torch
+
+    from hotlora.trainer.adapter import Adapter
+    from hotlora.trainer.hosts.comfy import ComfyBackend
+    from hotlora.trainer.lora_file import save_lora, to_file_weights
+
+    def said(backend, *adapters):
+        with backend.borrow(), torch.no_grad():
+            conditions = backend.encode_text(["a photo of sks"])
+            for one in adapters:
+                one.attach(backend.components())
+            try:
+                return backend.predict(z_BCHW, torch.tensor([500]), conditions, torch.tensor([[64.0, 64, 0, 0, 64, 64]]))
+            finally:
+                for one in adapters:
+                    one.detach()
+
+    generator = torch.Generator().manual_seed(0)
+    z_BCHW = torch.randn(1, 4, 8, 8, generator=generator)
+    backend = ComfyBackend(model, clip, vae)
+    adapter = Adapter.create(backend.components(), {"unet": None}, rank=4, alpha=2, conv_rank=2, dora=True)
+    with torch.no_grad():
+        for layer in adapter.layers.values():
+            layer.up.normal_(0, 0.02, generator=generator)
+            layer.dora_scale.mul_(1 + 0.05 * torch.randn(layer.dora_scale.shape, generator=generator))
+    plain = said(backend)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        save_lora(Path(folder) / "dora.safetensors", to_file_weights(adapter.weights(), backend.lora_key), {}, "fp32")
+        file = comfy.utils.load_torch_file(str(Path(folder) / "dora.safetensors"))
+        for strength in (1.0, 0.5):
+            adapter.set_multiplier(unet=strength)
+            ours = said(backend, adapter)
+            with torch.inference_mode():
+                patched = comfy.sd.load_lora_for_models(model, clip, file, strength, 0)[0]
+            theirs = said(ComfyBackend(patched, clip, vae))
+            found[str(strength)] = ((ours - theirs).norm() / (ours - plain).norm()).item()
+    return found
 
 
 def drawing(model, clip):

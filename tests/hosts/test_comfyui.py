@@ -408,6 +408,11 @@ def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments
     assert "half" not in arguments or found["computed"] == ["torch.float32"] * 2
 
 
+def test_a_dora_does_through_the_stock_loader_what_it_did_in_training(base, root):
+    found = inside(root, base, ["dora"])
+    assert len(found) == 2 and max(found.values()) < 1e-3, found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_gradients_on_files_in_other_precisions(base, root, dtype):
     name = write_model(base, f"{str(dtype).removeprefix('torch.')}.safetensors", dtype=dtype)

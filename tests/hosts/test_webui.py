@@ -131,6 +131,14 @@ def test_every_layer_of_the_file_is_used_and_its_weight_is_linear(webui):
     assert inside(webui, "baked", tags=[["linear", 0.0]])["changes"] == {}
 
 
+@pytest.mark.parametrize("settings", [{}, {"dora": True}], ids=str)
+def test_a_file_does_in_the_host_what_it_did_in_training(webui, settings):
+    train(webui, "alike", conv_rank=2, lora_alpha=2, **settings)
+    webui.post("/sdapi/v1/refresh-loras")
+    for weight in (1.0, 0.5):
+        assert inside(webui, "alike", name="alike", weight=weight)["difference"] < 1e-3
+
+
 def test_trained_again_under_the_same_name(webui):
     prompt = "a photo of sks <lora:again:1>"
     train(webui, "again")

@@ -78,6 +78,15 @@ def make(model, entries=None, learned=True, seed=0, **settings):
     return adapter
 
 
+def per_output(model, adapter):
+    """The same matrices with PEFT's DoRA, as a file of it has them."""
+    weights = adapter.weights()
+    for number, ((_, path), entry) in enumerate(weights.items()):
+        rows = model.get_submodule(path).weight.flatten(1).norm(dim=1)
+        entry["dora_scale"] = (rows * (1 + 0.3 * random(len(rows), dtype=torch.float32, seed=number).tanh())).view(-1, *[1] * (entry["down"].ndim - 1))
+    return Adapter.from_weights({"unet": model}, weights)
+
+
 def merged(model, adapter, multiplier=1.0):
     """A copy of the model with the change worked out from the matrices and added to its weights, float64."""
     model = copy.deepcopy(model).double()
@@ -87,7 +96,8 @@ def merged(model, adapter, multiplier=1.0):
         change = torch.einsum("or,r...->o...", up.reshape(up.shape[:2]), down) * entry["alpha"] / down.shape[0]
         if "dora_scale" in entry:
             whole = layer.weight.data + change
-            length = whole.pow(2).sum(dim=tuple(range(1, whole.dim())), keepdim=True).sqrt()
+            kept = 1 if entry["dora_scale"].shape[0] == 1 else 0
+            length = whole.pow(2).sum(dim=[d for d in range(whole.dim()) if d != kept], keepdim=True).sqrt()
             change = entry["dora_scale"].double() * whole / length - layer.weight.data
         layer.weight.data += multiplier * change
     return model
@@ -147,8 +157,13 @@ def test_only_what_needs_a_gradient_gets_one(kind, needed):
 @pytest.mark.parametrize("settings", [{}, {"rslora": True}, {"dora": True}, {"conv_rank": 3, "conv_alpha": 2.0},
                                       {"conv_rank": 3, "dora": True, "rslora": True}], ids=str)
 @pytest.mark.parametrize("multiplier", [1.0, 0.4])
-def test_the_output_is_that_of_merged_weights(unet, settings, multiplier):
+@pytest.mark.parametrize("per", ["input", "output"])
+def test_the_output_is_that_of_merged_weights(unet, settings, multiplier, per):
     adapter = make(unet, **settings)
+    if per == "output":
+        if "dora" not in settings:
+            pytest.skip("of DoRA alone")
+        adapter = per_output(unet, adapter)
     adapter.set_multiplier(unet=multiplier)
     with adapter.attached({"unet": unet}):
         y = unet(PICTURE)
@@ -173,7 +188,7 @@ def test_gradients_of_attached_layers_are_those_of_the_formula(kind, dora):
     change = 0.5 * torch.einsum("or,r...->o...", lora.up.reshape(4, 2), lora.down)
     weight = layer.weight + change
     if dora:  # the norm is a constant for the gradient: DoRA, section 4.3
-        weight = lora.dora_scale * weight / weight.detach().flatten(1).norm(dim=1).view(lora.dora_scale.shape)
+        weight = lora.dora_scale * weight / weight.detach().transpose(0, 1).flatten(1).norm(dim=1).view(lora.dora_scale.shape)
     plain = F.linear(x, weight, layer.bias) if kind == "linear" else F.conv2d(x, weight, layer.bias, 2, 1)
     torch.testing.assert_close(y, plain)
     for a, b in zip(ours, torch.autograd.grad(plain.square().sum(), leaves)):
@@ -186,6 +201,7 @@ def test_outputs_and_gradients_are_those_of_peft(unet, settings):
     # not the dilated convolution: peft's lora_A leaves the dilation out, and its output does not fit
     names = ["to_q", "to_v", "to_out.0"] + ["down", "proj_in"] * ("conv" in settings)
     adapter = make(unet, names, **{name: True for name in ("rslora", "dora") if name in settings})
+    adapter = per_output(unet, adapter) if "dora" in settings else adapter
     options = {f"use_{name}": True for name in ("rslora", "dora") if name in settings}
     config = peft.LoraConfig(r=2, lora_alpha=3, target_modules=names, **options)
     theirs = peft.inject_adapter_in_model(config, copy.deepcopy(unet)).eval()
@@ -422,7 +438,7 @@ def test_weights_with_ranks_and_alphas_of_their_own(unet):
     ("attn1.to_q", dict(down=(2, 6), up=(2, 6)), "another base"),
     ("attn1.to_q", dict(down=(12,), up=(6, 2)), "another base"),
     ("down", dict(down=(2, 6, 1, 1), up=(6, 2, 1, 1)), "another base"),
-    ("attn1.to_q", dict(down=(2, 6), up=(6, 2), dora_scale=(1, 6)), "one per output"),
+    ("attn1.to_q", dict(down=(2, 6), up=(6, 2), dora_scale=(1, 5)), "one per output"),
     ("attn1.to_q", dict(down=(2, 6), up=(6, 2), dora_scale=()), "one per output"),
 ], ids=str)
 def test_weights_of_another_base_are_turned_down(unet, path, entry, complaint):

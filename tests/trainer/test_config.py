@@ -426,3 +426,9 @@ def test_a_prompt_file_of_sd_scripts_is_read(tmp_path):
     config, warnings = load_kohya(sample_prompts=str(path), sample_every_n_steps=5)
     assert config.preview_prompts == ["a red cat", "猫,"] and config.preview_seed == 7
     assert "--n, --w in sample_prompts" in warnings
+
+
+@pytest.mark.parametrize("form", ["peft", "both"])
+def test_a_dora_is_not_promised_in_a_form_that_cannot_hold_it(form):
+    with pytest.raises(ValueError, match=f"dora is true and save_format is {form}, .*; set save_format: kohya, or dora: false"):
+        TrainConfig("x", dora=True, save_format=form)

@@ -145,12 +145,13 @@ def random_lora(
 
 @torch.no_grad()
 def merge(components: dict[str, nn.Module], layers: dict[tuple[str, str], dict]) -> None:
-    """Add a LoRA to the weights by its formula: W + up @ down * alpha / rank, and DoRA's rescaling of each output's row."""
+    """Add a LoRA to the weights by its formula: W + up @ down * alpha / rank, and DoRA's rescaling of each output's row or input's column."""
     for (component, path), layer in layers.items():
         weight = components[component].get_submodule(path).weight
         change = torch.einsum("or,r...->o...", layer["up"].flatten(1), layer["down"]) * (layer["alpha"] / layer["down"].shape[0])
         merged = weight + change
         if "dora_scale" in layer:
-            lengths = merged.flatten(1).norm(dim=1).reshape(layer["dora_scale"].shape)
+            across = 0 if layer["dora_scale"].shape[0] == 1 else 1
+            lengths = merged.norm(dim=[d for d in range(merged.ndim) if d != 1 - across], keepdim=True)
             merged = merged * (layer["dora_scale"] / lengths)
         weight.copy_(merged)

@@ -4,6 +4,7 @@
     POST /inside/failing     let the next steps fail: {"error": "...", "after": steps, "times": steps that fail}
     POST /inside/waiting     for each picture since the last call: the training's step when it was asked for and when it was begun
     POST /inside/baked       norms of what a prompt's LoRAs change in the weights: {"tags": [[name, weight], ...]}
+    POST /inside/alike       what the denoiser says with a file attached as in training, against the host's own way: {"name": "...", "weight": w}
     POST /inside/gradients   our gradients of one batch against plain autograd picture by picture; {"half": true}: the denoiser in half
                              precision under autocast, as on a GPU
     POST /inside/borrowing   milliseconds that borrowing takes: {"times": n}
@@ -119,6 +120,28 @@ def baked(tags: list) -> dict:
         for module in model.network_layer_mapping.values():
             networks.network_apply_weights(module)
     return {"changes": {name: change for name, change in changes.items() if any(change)}, "layers": len(changes)}
+
+
+def alike(name: str, weight: float) -> dict:
+    """How far apart the two are, against what the file changes."""
+    from hotlora.trainer.adapter import Adapter
+    from hotlora.trainer.hosts.webui import WebuiBackend
+    from hotlora.trainer.lora_file import load_lora, to_layers
+
+    networks, model, backend = sys.modules["networks"], sd_models.model_data.sd_model, WebuiBackend()
+    given = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
+    with call_queue.queue_lock, torch.no_grad():
+        context = conditioning(model, "a photo of sks", torch.zeros(6))["context"]
+        said = {}
+        for what, names in (("plain", []), ("theirs", [name]), ("", [])):
+            networks.load_networks(names, [weight] * len(names), [weight] * len(names), [None] * len(names))
+            said[what] = model.model.diffusion_model(*given, context)
+        file = networks.available_networks[name].filename
+    adapter = Adapter.from_weights(backend.components(), to_layers(load_lora(file)[0], backend.lora_key, backend.components()))
+    adapter.set_multiplier(unet=weight)
+    with backend.borrow(), adapter.attached(backend.components()), torch.no_grad():
+        ours = backend.predict(*given, backend.encode_text(["a photo of sks"]), torch.zeros(1, 6))
+    return {"difference": ((ours - said["theirs"]).norm() / (ours - said["plain"]).norm()).item()}
 
 
 @contextmanager
@@ -290,6 +313,9 @@ def routes(_demo, app) -> None:
     def bake(tags: list = Body(..., embed=True)) -> dict:
         return baked(tags)
 
+    def compare_ways(name: str = Body(...), weight: float = Body(...)) -> dict:
+        return alike(name, weight)
+
     def borrow(times: int = Body(5, embed=True)) -> dict:
         return borrowing(times)
 
@@ -302,7 +328,7 @@ def routes(_demo, app) -> None:
     def callbacks() -> dict:
         return count_callbacks(app)
 
-    for name, work in (("state", look), ("failing", fail), ("waiting", waited), ("baked", bake), ("gradients", compare), ("borrowing", borrow),
+    for name, work in (("state", look), ("failing", fail), ("waiting", waited), ("baked", bake), ("alike", compare_ways), ("gradients", compare), ("borrowing", borrow),
                        ("callbacks", callbacks)):
         app.add_api_route(f"/inside/{name}", work, methods=["POST"])
 
