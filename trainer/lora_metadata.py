@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from collections import Counter
+from typing import Any, Iterable
 
 from .. import __version__
 
@@ -47,17 +48,20 @@ def build_metadata(
     prediction: str = "eps",
     started_at: float | None = None,
     finished_at: float | None = None,
+    layers: Iterable[dict[str, Any]] | None = None,
 ) -> dict[str, str]:
     """Metadata of a LoRA file from a TrainConfig and the facts of a run.
 
     `family` is "demo", "sd15", "sd2", "sdxl" or what the host calls another one; `prediction` "eps", "v" or "flow"; times are seconds since 1970, `resolution` is
-    in pixels. Of paths only the last part is kept: files are shared, and a path tells the name of its user.
+    in pixels. `layers` are those of a LoRA that was trained further: it keeps its own ranks and alphas, whatever the settings say.
+    Of paths only the last part is kept: files are shared, and a path tells the name of its user.
     """
     settings = config.to_dict()
     version, architecture = _FAMILIES.get("sd2_v" if (family, prediction) == ("sd2", "v") else family, (family, f"{family}/lora"))
     finished_at = time.time() if finished_at is None else finished_at
     resolution = resolution or settings["resolution"]
-    rank = settings["lora_rank"]
+    sizes = settings if layers is None else _own_sizes(layers)
+    rank = sizes["lora_rank"]
     facts = {
         "ss_output_name": name,
         "ss_base_model_version": version,
@@ -66,9 +70,9 @@ def build_metadata(
         "ss_new_sd_model_hash": base_hash,
         "ss_network_module": "networks.lora",
         "ss_network_dim": rank,
-        "ss_network_alpha": rank if settings["lora_alpha"] is None else settings["lora_alpha"],
+        "ss_network_alpha": rank if sizes["lora_alpha"] is None else sizes["lora_alpha"],
         "ss_network_dropout": settings["lora_dropout"],
-        "ss_network_args": _network_args(settings),
+        "ss_network_args": _network_args(sizes),
         "ss_tag_frequency": {name: tag_counts or {}},
         "ss_num_train_images": pictures,
         "ss_steps": steps,
@@ -119,6 +123,18 @@ _SAME_IN_SD_SCRIPTS = {
     "prior_loss_weight": "prior_loss_weight",
     "flip_aug": "flip",
 }
+
+
+def _own_sizes(layers: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The settings that make a LoRA what it is, as most of its layers have them; those with kernels count by themselves, as in sd-scripts."""
+    layers = list(layers)
+    plain, kernels = Counter(), Counter()
+    for layer in layers:
+        (kernels if layer["down"].shape[2:].numel() > 1 else plain)[layer["down"].shape[0], layer["alpha"]] += 1
+    rank, alpha = (plain or kernels).most_common(1)[0][0]
+    conv_rank, conv_alpha = kernels.most_common(1)[0][0] if kernels else (0, None)
+    return {"lora_rank": rank, "lora_alpha": alpha, "conv_rank": conv_rank, "conv_alpha": conv_alpha, "rslora": False,
+            "dora": any(layer.get("dora_scale") is not None for layer in layers)}
 
 
 def _network_args(settings: dict[str, Any]) -> dict[str, str] | None:

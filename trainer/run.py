@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from .adapter import Adapter
 from .backend import Backend
 from .cache import CacheReport
@@ -17,7 +19,7 @@ from .config import TrainConfig
 from .dataset import Dataset, cache_folder
 from .distributed import ALONE, WHOLE, Alone, Part
 from .gallery import Gallery, read_gallery
-from .lora_file import load_lora, to_layers
+from .lora_file import LoraWeights, load_lora, to_layers
 from .memory import Plan, attempt, explained
 from .names import check_name, safe_name
 from .output_files import OutputError
@@ -61,11 +63,25 @@ def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:
     components = backend.components()
     if config.init_lora:
         weights, _ = load_lora(config.init_lora)
-        return Adapter.from_weights(components, to_layers(weights, backend.lora_key, components, backend.name), dropout=config.lora_dropout)
+        layers = to_layers(_without_encoders(weights, components, config.init_lora), backend.lora_key, components, backend.name)
+        return Adapter.from_weights(components, layers, dropout=config.lora_dropout)
     targets = {name: config.unet_target_modules if name == "unet" else (config.text_encoder_target_modules or []) for name in components}
     alpha = float(config.lora_rank if config.lora_alpha is None else config.lora_alpha)
     return Adapter.create(components, targets, rank=config.lora_rank, alpha=alpha, dropout=config.lora_dropout, rslora=config.rslora,
                           dora=config.dora, conv_rank=config.conv_rank, conv_alpha=config.conv_alpha, seed=config.seed)
+
+
+def _without_encoders(weights: LoraWeights, components: dict[str, nn.Module], file: str) -> LoraWeights:
+    """The layers of a LoRA without those of text encoders that the backend does not train. ValueError when there are no others."""
+    one_encoder = {"te", "te1"}
+    known = components.keys() | (one_encoder if one_encoder & components.keys() else set())
+    kept = {prefix: layer for prefix, layer in weights.items() if not prefix.startswith("lora_te") or prefix.split("_")[1] in known}
+    if not kept:
+        raise ValueError(f"init_lora {file} has layers of a text encoder only, which is not trained here; choose a LoRA that has others")
+    if len(kept) < len(weights):
+        log.warning("%s also changes the text encoder, which is not trained here: %d of its %d layers are left out, of the training and of the result",
+                    Path(file).name, len(weights) - len(kept), len(weights))
+    return kept
 
 
 def total_steps(config: TrainConfig, dataset: Dataset) -> int:

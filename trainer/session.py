@@ -386,7 +386,8 @@ class Session:
             replace(self.config, name=self.name), name=stem, family=self.backend.family, base_hash=self.backend.file_hash, base_name=self.backend.name,
             trigger=self.config.trigger, tag_counts=self.dataset.tag_counts(), steps=self.step,
             epochs=self.step // self.dataset.order.steps_per_epoch, pictures=len(self.dataset.examples),
-            resolution=self.dataset.resolution, prediction=self.backend.prediction.kind, started_at=self.started_at)
+            resolution=self.dataset.resolution, prediction=self.backend.prediction.kind, started_at=self.started_at,
+            layers=self.adapter.weights().values() if self.config.init_lora else None)
 
     def draw_previews(self) -> list:
         """Draw the preview prompts with the adapter as it is now; the pictures go to `previews/` and to the listeners."""

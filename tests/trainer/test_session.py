@@ -275,6 +275,32 @@ def test_continue_from_a_lora_file(session_of, config, tmp_path):
     assert second.train().status == "completed"
 
 
+def test_a_lora_that_goes_on_tells_its_own_rank_and_alpha(session_of, config, tmp_path):
+    lora = session_of(config, lora_rank=3, lora_alpha=6.0, conv_rank=2).train().lora
+    second = session_of(config, init_lora=str(lora), lora_rank=16, rslora=True, output_dir=str(tmp_path / "second")).train().lora
+    weights, metadata = load_lora(second)
+    assert {(layer["down"].shape[0], layer["alpha"]) for layer in weights.values()} == {(3, 6.0), (2, 2.0)}
+    assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("3", "6.0")
+    assert json.loads(metadata["ss_network_args"]) == {"conv_dim": "2", "conv_alpha": "2.0"}
+
+
+def test_a_lora_goes_on_without_the_text_encoder_where_none_is_trained(session_of, config, tmp_path, backend, monkeypatch, caplog):
+    lora = session_of(config, text_encoder_target_modules=["q_proj"]).train().lora
+    texts = session_of(config, unet_target_modules=[], text_encoder_target_modules=["q_proj"], name="texts").train().lora
+    before, _ = load_lora(lora)
+    encoder = [key for key in before if key.startswith("lora_te_")]
+    monkeypatch.setattr(backend, "components", lambda: {"unet": backend.unet})
+    more = {"init_lora": str(lora), "output_dir": str(tmp_path / "second")}
+    after, _ = load_lora(session_of(config, **more).train().lora)
+    assert encoder and after.keys() == before.keys() - set(encoder)
+    assert f"mascot.safetensors also changes the text encoder, which is not trained here: {len(encoder)} of its {len(before)} layers are left out" in caplog.text
+    with pytest.raises(ValueError, match="texts.safetensors has layers of a text encoder only"):
+        session_of(config, **{**more, "init_lora": str(texts)})
+    monkeypatch.setattr(backend, "components", lambda: {"unet": backend.unet.mid_block})
+    with pytest.raises(ValueError, match=f"of {len(after)} layers of the LoRA are not in .*made for another kind of base"):
+        session_of(config, **more)
+
+
 def test_previews_tensorboard_and_log(session_of, config):
     event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recorder, log = Recorder(), RunLog(["a warning that was given"])
