@@ -43,6 +43,12 @@ _COMPOUNDS = """
 """.split()
 _STEP = re.compile("(?:" + "|".join(sorted(_COMPOUNDS, key=len, reverse=True)) + r")(?=_|$)|[^_]+")
 
+# What a path in diffusers' spelling starts with.
+_UNET_ROOTS = set(
+    "conv_in time_embedding add_embedding class_embedding down_blocks mid_block up_blocks conv_norm_out conv_out".split()
+)
+_TEXT_ROOTS = {"text_model", "text_projection"}
+
 # What stands before a path in files that spell paths with dots, and the component that it means.
 _DOTTED_PREFIXES = (
     ("model.diffusion_model.", "unet"),
@@ -170,6 +176,18 @@ def split_prefix(prefix: str) -> tuple[str, str]:
             f"the LoRA key {prefix!r} is not one of a UNet or a CLIP text encoder (lora_unet_, lora_te_, lora_te1_, lora_te2_)"
         )
     return match[1], ".".join(_STEP.findall(match[2]))
+
+
+def diffusers_name(prefix: str) -> tuple[str, str]:
+    """Component and path, as diffusers has it, of a kohya key prefix. ValueError for a layer of anything but an SD UNet or a CLIP text encoder."""
+    component, path = split_prefix(prefix)
+    path = diffusers_path(path) if component == "unet" else path
+    if path.split(".")[0] not in (_UNET_ROOTS if component == "unet" else _TEXT_ROOTS):
+        raise ValueError(
+            f"the LoRA key {prefix!r} is not one of a Stable Diffusion UNet or its text encoders, and only those have names in the form of "
+            "diffusers; use the kohya form"
+        )
+    return component, path
 
 
 def spellings(component: str, path: str, layout: UNetLayout, lora_key: Callable[[str, str], str] | None = None) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from .lora_file import DTYPES, load_lora, read_safetensors, save_lora, write_safetensors
-from .lora_keys import SDXL_LAYOUT, diffusers_path, ldm_path, split_prefix
+from .lora_keys import SDXL_LAYOUT, diffusers_name, diffusers_path, ldm_path, split_prefix
 from .lora_tensors import LoraWeights, cast, weights_from_tensors
 
 FORMATS = ("kohya", "peft")
@@ -27,8 +27,8 @@ def to_peft(weights: LoraWeights, dtype: torch.dtype = torch.float32) -> dict[st
         ranks[component] = max(ranks.get(component, 0), layer["down"].shape[0])
     tensors = {}
     for prefix, layer in weights.items():
-        component, path = split_prefix(prefix)
-        name = f"{_DIFFUSERS_NAMES[component]}.{diffusers_path(path) if component == 'unet' else path}"
+        component, path = diffusers_name(prefix)
+        name = f"{_DIFFUSERS_NAMES[component]}.{path}"
         down, up = layer["down"].float(), layer["up"].float() * (layer["alpha"] / layer["down"].shape[0])
         missing = ranks[component] - down.shape[0]
         if missing:

@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from .config import TrainConfig
 from .dataset import Dataset, cache_folder
 from .distributed import ALONE, WHOLE, Alone, Part
 from .gallery import Gallery, read_gallery
-from .lora_file import LoraWeights, load_lora, to_layers
+from .lora_file import LoraWeights, load_lora, to_file_weights, to_layers
 from .memory import Plan, attempt, explained
 from .names import check_name, safe_name
 from .output_files import OutputError
+from .peft_format import to_peft
 from .samples import default_steps
 from .session import Listener, Session
 from .turns import Turn
@@ -84,6 +85,18 @@ def _without_encoders(weights: LoraWeights, components: dict[str, nn.Module], fi
     return kept
 
 
+def _with_possible_form(config: TrainConfig, adapter: Adapter, backend: Backend) -> TrainConfig:
+    """The config with the kohya form where the one for diffusers cannot be written, which is better known now than after the training."""
+    if config.save_format == "kohya":
+        return config
+    try:
+        to_peft(to_file_weights(adapter.weights(), backend.lora_key))
+    except ValueError as error:
+        log.warning("save_format is %s, but %s: the kohya form alone is written", config.save_format, error)
+        return replace(config, save_format="kohya")
+    return config
+
+
 def total_steps(config: TrainConfig, dataset: Dataset) -> int:
     if config.steps is not None:
         return config.steps
@@ -107,6 +120,7 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
 
     adapter = ranks.together(lambda: attempted(lambda: make_adapter(config, backend)))
     ranks.same_values(adapter.parameters())
+    config = _with_possible_form(config, adapter, backend)
     held_out = []
     if config.validation:
         held_out = ranks.leaders_first(lambda _: choose_held_out(material.gallery, cache_folder(config) / "looks.npz", config.seed, config.max_megapixels))

@@ -5,6 +5,7 @@ from hotlora.tests.trainer.tiny_sd import layer_paths, tiny_text_encoder, tiny_u
 from hotlora.trainer.lora_keys import (
     SDXL_LAYOUT,
     UNetLayout,
+    diffusers_name,
     diffusers_path,
     key_prefix,
     layout_of,
@@ -128,6 +129,32 @@ def test_every_way_to_write_a_layer_gives_one_key(name, prefix):
 def test_a_key_of_another_kind_of_model_is_refused():
     with pytest.raises(ValueError, match="lora_transformer_single_blocks_0.*not one of a UNet"):
         split_prefix("lora_transformer_single_blocks_0_linear1")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+def test_every_layer_of_the_sd_family_has_a_name_in_diffusers(family):
+    unet = tiny_unet(family)
+    layout = layout_of(path for path, _ in unet.named_modules())
+    for path in layer_paths(unet):
+        for spelled in (path, ldm_path(path, layout)):
+            assert diffusers_name(f"lora_unet_{spelled.replace('.', '_')}") == ("unet", path)
+    for component, encoder in (("te", tiny_text_encoder()), ("te1", tiny_text_encoder()), ("te2", tiny_text_encoder(projection=True))):
+        for path in layer_paths(encoder):
+            assert diffusers_name(f"lora_{component}_{text_path(path).replace('.', '_')}") == (component, text_path(path))
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "lora_unet_double_blocks_0_img_attn_qkv",
+        "lora_unet_joint_blocks_0_x_block_attn_qkv",
+        "lora_unet_transformer_blocks_0_attn_to_q",
+        "lora_te2_encoder_block_0_layer_0_SelfAttention_q",
+    ],
+)
+def test_a_layer_of_another_model_has_no_name_in_diffusers(prefix):
+    with pytest.raises(ValueError, match=f"'{prefix}' is not one of a Stable Diffusion UNet or its text encoders.*use the kohya form"):
+        diffusers_name(prefix)
 
 
 def test_spellings_of_a_layer_start_with_the_hosts_own():

@@ -275,5 +275,6 @@ def test_a_dora_per_input_has_no_peft_form():
 
 
 def test_only_names_of_the_sd_family_are_exported():
-    with pytest.raises(ValueError, match="lora_transformer_x"):
-        to_peft({"lora_transformer_x": {"down": torch.ones(2, 3), "up": torch.ones(4, 2), "alpha": 2.0}})
+    for key in ("lora_transformer_x", "lora_unet_double_blocks_0_img_attn_qkv"):
+        with pytest.raises(ValueError, match=key):
+            to_peft({key: {"down": torch.ones(2, 3), "up": torch.ones(4, 2), "alpha": 2.0}})

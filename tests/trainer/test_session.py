@@ -368,6 +368,13 @@ def test_the_written_keys_and_metadata(session_of, config):
     assert peft.keys() == weights.keys()
 
 
+def test_a_form_that_cannot_be_written_is_told_before_and_costs_nothing(session_of, config, backend, monkeypatch, caplog):
+    monkeypatch.setattr(backend, "lora_key", lambda component, path: f"lora_unet_double_blocks_{path.replace('.', '_')}")
+    session = session_of(config, save_format="peft")
+    assert "save_format is peft, but the LoRA key 'lora_unet_double_blocks_" in caplog.text and "the kohya form alone is written" in caplog.text
+    assert load_lora(session.train().lora)[0] and not list(Path(config.output_dir).glob("*-peft"))
+
+
 def test_a_run_without_a_name_tells_the_one_of_its_folder(session_of, config):
     """By it a list knows a LoRA from a saved step."""
     _, metadata = load_lora(session_of(config, name=None).train().lora)

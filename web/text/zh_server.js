@@ -45,6 +45,7 @@ export const zhServer = [
   [/^(.*) was trained on (.*); draw with that base$/, "$1 是在 $2 上训练的；请用这个基础模型生成图片"],
   [/^(.*) is here already, with the very same content$/, "$1 已经在这里，内容完全相同"],
   [/^(.*) is also the name of (.*): (<lora:.*>) cannot tell them apart; .*$/, "$1 也是 $2 的名称，$3 无法区分；请重命名那个文件，或给这个 LoRA 换一个名称"],
+  [/^init_lora (.*) has layers of a text encoder only, .*$/, "init_lora 的 $1 只有文本编码器的层，而这里不训练它；请换一个 LoRA"],
   [/^save_format is peft, .*$/, "save_format 选了 peft，而标签找不到这种格式的文件：会同时写出 kohya 格式，与选 both 相同"],
   [/^(.*) was not trained by HotLoRA: .*$/, "$1 不是 HotLoRA 训练的：标签可以使用，但不会出现在本页的 LoRA 列表里"],
   [/^(.*) does not say which base it was trained on, so .* fits (.*) cannot be told$/, "$1 没有注明训练它的基础模型，无法判断是否适合 $2"],
