@@ -30,6 +30,8 @@ def small_shapes(family: str = "sd15") -> dict:
     shapes = copy.deepcopy(full_shapes(family))
     shapes["unet"].update(block_out_channels=[320, 640], layers_per_block=1, down_block_types=["CrossAttnDownBlock2D", "DownBlock2D"],
                           up_block_types=["UpBlock2D", "CrossAttnUpBlock2D"])
+    if family == "sd2":  # diffusers' settings say 512, which nothing there reads; the original's layer is as wide as the encoder
+        shapes["text_encoders"][0]["config"]["projection_dim"] = shapes["text_encoders"][0]["config"]["hidden_size"]
     return shapes
 
 

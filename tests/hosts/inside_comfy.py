@@ -122,7 +122,7 @@ def main() -> None:
     reference_B, theirs = reference(model, bare, changes, clip, vae, adapter, pixels, captions, noise, t_B, sizes, backend)
     error = max(((a - b).norm() / b.norm()).item() for key in ours for a, b in zip(ours[key], theirs[key]))
     print(json.dumps({"family": backend.family, "kind": backend.prediction.kind, "weights": str(before["first"]), "restored": same, "redrawn": redrawn,
-                      "gradient_error": error, "layers": len(ours), "computed": computed, "name": backend.name, "same_hash": len(set(hashes)) == 1, "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
+                      "gradient_error": error, "layers": len(ours), "computed": computed, "name": backend.name, "resolution": backend.resolution, "same_hash": len(set(hashes)) == 1, "loss_error": ((loss_B.detach().cpu() - reference_B).abs() / reference_B).max().item(),
                       "calls": CALLS}))
 
 

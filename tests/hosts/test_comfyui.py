@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from hotlora.tests.hosts import graphs
 from hotlora.tests.hosts.places import host
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_quantized, write_smoothed, write_vega
+from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, small_shapes, write_gallery, write_model, write_quantized, write_smoothed, write_vega
 from hotlora.tests.hosts.watching import memory_limit
 from hotlora.trainer.demo import drawings
 from hotlora.trainer.lora_file import load_lora
@@ -406,6 +406,14 @@ def test_gradients_equal_plain_autograd_picture_by_picture(base, root, arguments
     assert found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
     assert found["kind"] == next((kind for kind in ("v", "flow") if kind in arguments), "eps")
     assert "half" not in arguments or found["computed"] == ["torch.float32"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments, side", [([], 512), (["v"], 768)], ids=str)
+def test_sd2_is_trained_at_the_side_it_was_made_for(base, root, arguments, side):
+    found = inside(root, base, arguments, write_model(base, "two.safetensors", shapes=small_shapes("sd2")))
+    assert (found["family"], found["resolution"], found["kind"]) == ("sd2", side, "v" if arguments else "eps")
+    assert found["restored"] and found["gradient_error"] < 1e-4 and found["loss_error"] < 1e-4, found
 
 
 def test_a_dora_does_through_the_stock_loader_what_it_did_in_training(base, root):

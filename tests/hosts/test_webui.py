@@ -131,6 +131,17 @@ def test_every_layer_of_the_file_is_used_and_its_weight_is_linear(webui):
     assert inside(webui, "baked", tags=[["linear", 0.0]])["changes"] == {}
 
 
+@pytest.mark.parametrize("option, value", [("CLIP_stop_at_last_layers", 2), ("sdxl_clip_l_skip", True), ("comma_padding_backtrack", 0)])
+def test_captions_are_encoded_anew_when_an_option_makes_something_else_of_them(webui, option, value):
+    before, former = inside(webui, "text_id"), webui.get("/sdapi/v1/options")[option]
+    webui.post("/sdapi/v1/options", {option: value})
+    try:
+        assert inside(webui, "text_id") != before
+    finally:
+        webui.post("/sdapi/v1/options", {option: former})
+    assert inside(webui, "text_id") == before
+
+
 @pytest.mark.parametrize("settings", [{}, {"dora": True}], ids=str)
 def test_a_file_does_in_the_host_what_it_did_in_training(webui, settings):
     train(webui, "alike", conv_rank=2, lora_alpha=2, **settings)

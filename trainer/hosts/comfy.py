@@ -61,6 +61,8 @@ class ComfyBackend:
         self.latent_factor: int = latent_format.spacial_downscale_ratio
         self.default_guidance = 7.0
         self.prediction = _prediction(self.model.get_model_object("model_sampling"))
+        if self.family == "sd2" and self.prediction.kind == "v":
+            self.resolution = 768
         self._checkpointing = False
 
     def _use_trainable_precision(self) -> None:

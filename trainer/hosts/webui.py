@@ -70,9 +70,11 @@ class WebuiBackend:
 
     @property
     def text_id(self) -> str:
-        """With all that the host lets change what a text becomes: CLIP skip and the user's own embeddings."""
+        """With all that the host lets change what a text becomes: CLIP skip, where long texts are cut, and the user's own embeddings."""
         embeddings = sorted((name, str(embedding.shorthash)) for name, embedding in sd_hijack.model_hijack.embedding_db.word_embeddings.items())
-        return fingerprint(self.model.cond_stage_model, shared.opts.CLIP_stop_at_last_layers, embeddings)
+        opts = shared.opts
+        return fingerprint(self.model.cond_stage_model, opts.CLIP_stop_at_last_layers, getattr(opts, "sdxl_clip_l_skip", False),
+                           opts.comma_padding_backtrack, embeddings)
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
         model = self.model

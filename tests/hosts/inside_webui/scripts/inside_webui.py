@@ -7,6 +7,7 @@
     POST /inside/alike       what the denoiser says with a file attached as in training, against the host's own way: {"name": "...", "weight": w}
     POST /inside/gradients   our gradients of one batch against plain autograd picture by picture; {"half": true}: the denoiser in half
                              precision under autocast, as on a GPU
+    POST /inside/text_id     what keys the cache of captions
     POST /inside/borrowing   milliseconds that borrowing takes: {"times": n}
 """
 import hashlib
@@ -290,6 +291,12 @@ def borrowing(times: int) -> dict:
     return {"milliseconds": sorted(spent)[times // 2]}
 
 
+def text_id() -> str:
+    from hotlora.trainer.hosts.webui import WebuiBackend
+
+    return WebuiBackend().text_id
+
+
 def count_callbacks(app) -> dict:
     ours = [callback for callbacks in script_callbacks.callback_map.values() for callback in callbacks
             if "hotlora" in getattr(callback.callback, "__module__", "")]
@@ -328,7 +335,7 @@ def routes(_demo, app) -> None:
     def callbacks() -> dict:
         return count_callbacks(app)
 
-    for name, work in (("state", look), ("failing", fail), ("waiting", waited), ("baked", bake), ("alike", compare_ways), ("gradients", compare), ("borrowing", borrow),
+    for name, work in (("state", look), ("failing", fail), ("waiting", waited), ("baked", bake), ("alike", compare_ways), ("text_id", text_id), ("gradients", compare), ("borrowing", borrow),
                        ("callbacks", callbacks)):
         app.add_api_route(f"/inside/{name}", work, methods=["POST"])
 
