@@ -152,6 +152,6 @@ def merge(components: dict[str, nn.Module], layers: dict[tuple[str, str], dict])
         merged = weight + change
         if "dora_scale" in layer:
             across = 0 if layer["dora_scale"].shape[0] == 1 else 1
-            lengths = merged.norm(dim=[d for d in range(merged.ndim) if d != 1 - across], keepdim=True)
+            lengths = torch.linalg.vector_norm(merged, dim=[d for d in range(merged.ndim) if d != 1 - across], keepdim=True)
             merged = merged * (layer["dora_scale"] / lengths)
         weight.copy_(merged)
