@@ -418,6 +418,22 @@ def test_a_lora_goes_to_the_trash_and_back(server, open_page, gallery):
     assert (server.folder / "loras" / "thrown.safetensors").is_file()
 
 
+def test_of_two_loras_of_one_name_the_chosen_one_goes_to_the_trash(server, open_page, gallery):
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "twin", "steps": 2, "resolution": 64}})
+    server.until(job["id"], "completed")
+    here, there = server.folder / "loras" / "twin.safetensors", server.folder / "loras" / "old #1" / "twin.safetensors"
+    there.parent.mkdir()
+    there.write_bytes(here.read_bytes())
+    page = open_page(server, "#/try")
+    page.get_by_role("combobox", name="LoRA").select_option("old #1/twin")
+    page.get_by_role("button", name="Move old #1/twin to the trash").click()
+    page.get_by_role("button", name="Move twin to the trash").wait_for()
+    assert here.is_file() and not there.exists()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("option", name="old #1/twin").wait_for(state="attached")
+    assert here.is_file() and there.is_file()
+
+
 def test_loss_on_held_out_pictures_is_drawn_beside_the_curve(server, open_page):
     settings = {"train_data_dir": str(GALLERY_DIR), "name": "held", "trigger": "sks", "steps": 160, "batch_size": 1, "validation": True, "resolution": 64,
                 "early_stop": False}
