@@ -64,7 +64,7 @@ def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:
     components = backend.components()
     if config.init_lora:
         weights, _ = load_lora(config.init_lora)
-        layers = to_layers(_without_encoders(weights, components, config.init_lora), backend.lora_key, components, backend.name)
+        layers = to_layers(_without_encoders(weights, components, config.init_lora), backend.lora_key, components, backend.name or "this base")
         return Adapter.from_weights(components, layers, dropout=config.lora_dropout)
     targets = {name: config.unet_target_modules if name == "unet" else (config.text_encoder_target_modules or []) for name in components}
     alpha = float(config.lora_rank if config.lora_alpha is None else config.lora_alpha)
