@@ -99,7 +99,7 @@ class DrawingQueue:
             self._drawings[drawing.id] = drawing
             self._waiting.append(drawing)
             self._tell(drawing)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._work, name="hotlora-drawings", daemon=True)
                 self._thread.start()
             self._wake.notify_all()
@@ -198,7 +198,8 @@ class DrawingQueue:
             self._tell(drawing)
 
     def _tell(self, drawing: Drawing) -> None:
-        self.events.add("drawing", state=drawing.public())
+        with suppress(OSError):  # what is not told does not end the drawings
+            self.events.add("drawing", state=drawing.public())
 
     def _load(self) -> list[Drawing]:
         """Those that had ended when the server did; of others only some pictures are left, and they go."""

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import threading
 import time
 from collections import Counter, deque
 from pathlib import Path
 from typing import Any, Iterator
 
+log = logging.getLogger(__name__)
 IN_MEMORY = 5000
 REPLAYED_STEPS = 500
 """Of more step events of one job than this, a replay has so many, evenly spread."""
@@ -19,6 +21,7 @@ Event = dict[str, Any]
 
 class EventLog:
     """Events with increasing ids, each appended to the file of its job before anybody hears of it. Safe to use from several threads.
+    Where nothing can be written, as on a full disk, an event is told all the same, and is gone when the server ends.
 
     Kinds: job, step, saved, preview, measured, log, loras, gallery, captioning, drawing. What a file holds of a line that a kill has cut off is passed over.
     """
@@ -26,7 +29,7 @@ class EventLog:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.changed = threading.Condition(threading.RLock())
-        self.closed = False
+        self.closed = self._unwritten = False
         self._recent: deque[Event] = deque(maxlen=IN_MEMORY)
         self.last = max((_last_id(path) for path in self._files()), default=0)
         self._before_recent = self.last
@@ -34,15 +37,26 @@ class EventLog:
     def add(self, kind: str, job: str | None = None, **facts: Any) -> Event:
         with self.changed:
             event = {"id": self.last + 1, "kind": kind, "time": round(time.time(), 3), "job": job, **facts}
-            path = self.folder / job / FILE if job else self.folder / FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(path, json.dumps(event, ensure_ascii=False))
+            problem = self._write(event)
             self.last += 1
             if len(self._recent) == IN_MEMORY:
                 self._before_recent = self._recent[0]["id"]
             self._recent.append(event)
             self.changed.notify_all()
+            known, self._unwritten = self._unwritten, problem is not None
+        if problem and not known:  # said once, and without the lock, as a run tells of warnings by events
+            log.warning("what happens cannot be written down (%s); free some space, or what is told until then is not in the log after a restart", problem)
         return event
+
+    def _write(self, event: Event) -> OSError | None:
+        """Append it to the file of its job; returns what is in the way."""
+        path = self.folder / event["job"] / FILE if event["job"] else self.folder / FILE
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            append_line(path, json.dumps(event, ensure_ascii=False))
+        except OSError as error:
+            return error
+        return None
 
     def since(self, after: int) -> list[Event]:
         """Events with a higher id than `after`, in order; step events of a long gap are thinned, no other is left out."""

@@ -4,16 +4,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import threading
 import time
+import traceback
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Callable, Iterator
 
 from .captioning import Captioning
 from .drawing import DrawingQueue
 from .host import Host
 from .job_events import EventLog
-from .job_run import JobRun
+from .job_run import JobRun, sentence
 from .job_settings import checked_settings, name_of, plan
 from .job_store import ACTIVE, Job, JobStore, LossFile, commands_of
 from .process_lock import hold
@@ -63,7 +67,7 @@ class JobQueue:
             if job.status in ACTIVE:
                 job.step, job.seconds_left, job.ended = self.store.saved_step(job), None, time.time()
                 job.message = f"the server ended while this was running; Resume goes on from step {job.step}"
-                self.change(job, "interrupted")
+                self._end(job, "interrupted")
 
     def snapshot(self) -> dict[str, Any]:
         """All jobs, newest first, and the id of the last event that they include: what follows it is news."""
@@ -91,11 +95,24 @@ class JobQueue:
         with self.lock:
             job = Job(self.store.new_id(), name_of(config), dict(settings), preset, created=time.time(), trigger=config.trigger, warnings=warnings,
                       pictures=told["pictures"], total_steps=told["steps"])
-            self._jobs[job.id] = job
-            self._queue.append(job.id)
-            self.change(job, "queued")
+            with self._whole(job):
+                self._jobs[job.id] = job
+                self._queue.append(job.id)
+                self.change(job, "queued")
             self._go()
         return job
+
+    @contextmanager
+    def _whole(self, job: Job) -> Iterator[None]:
+        """A change of a job and the queue that cannot be written down has not happened, so that trying it again does not do it twice."""
+        jobs, queue, status, ended = dict(self._jobs), list(self._queue), job.status, job.ended
+        try:
+            yield
+        except OSError:
+            self._jobs, self._queue, job.status, job.ended = jobs, queue, status, ended
+            if job.id not in jobs:
+                shutil.rmtree(self.store.folder / job.id, ignore_errors=True)
+            raise
 
     def plan(self, settings: dict[str, Any], preset: str | None) -> dict[str, Any]:
         return plan(self.host, settings, preset, self._measured(settings))
@@ -133,20 +150,22 @@ class JobQueue:
     def _resume(self, job: Job) -> None:
         """A job that ended goes to the front of the queue; on a queued one it means that the queue may go on."""
         if job.id not in self._queue:
-            self._queue.insert(0, job.id)
-            self.change(job, "queued")
+            with self._whole(job):
+                self._queue.insert(0, job.id)
+                self.change(job, "queued")
         self._go()
         self.publish(job)
 
     def _requeue(self, job: Job, command: str, before: str | None) -> None:
         if before is not None and (before not in self._queue or before == job.id):
             raise NotNow(f"{str(before)[:80]!r} is not a job in the queue that {job.name} could be put before; load the list again")
-        self._queue.remove(job.id)
-        if command == "move":
-            self._queue.insert(len(self._queue) if before is None else self._queue.index(before), job.id)
-        else:
-            job.ended = time.time()
-        self.change(job, "cancelled" if command == "cancel" else "queued")
+        with self._whole(job):
+            self._queue.remove(job.id)
+            if command == "move":
+                self._queue.insert(len(self._queue) if before is None else self._queue.index(before), job.id)
+            else:
+                job.ended = time.time()
+            self.change(job, "cancelled" if command == "cancel" else "queued")
 
     def _remove(self, job: Job) -> Job:
         """Into the trash, from where `restore` takes it back."""
@@ -180,10 +199,20 @@ class JobQueue:
             for position, queued in enumerate(self._queue):
                 other = self._jobs[queued]
                 if other.position != position and other is not job:
-                    other.position = position
-                    self.store.save(other)
-            job.position = self._queue.index(job.id) if job.id in self._queue else 0
-            self.store.save(job)
+                    self._place(other, position)
+            self._place(job, self._queue.index(job.id) if job.id in self._queue else 0)
+            self.publish(job)
+
+    def _place(self, job: Job, position: int) -> None:
+        self.store.save(replace(job, position=position))
+        job.position = position
+
+    def _end(self, job: Job, status: str) -> None:
+        """As `change`, also where nothing can be written: then it holds until the server ends."""
+        try:
+            self.change(job, status)
+        except OSError as error:
+            log.warning("%s is %s, which cannot be written down: %s", job.name, status, error)
             self.publish(job)
 
     def publish(self, job: Job) -> None:
@@ -200,15 +229,26 @@ class JobQueue:
                     self._wake.wait()
                 if self._closed:
                     return
-                self._run = JobRun(self, self._jobs[self._queue.pop(0)])
-                self.change(self._run.job, "preparing")
-            try:
-                self._run.execute()
-            except Exception:  # the disk is full, say: the job cannot even be written down
-                log.exception("the job %s could not be carried out", self._run.job.name)
-                self._run.job.status = "failed"
+                run = self._run = JobRun(self, self._jobs[self._queue.pop(0)])
+                begun = self._guarded(run.job, lambda: self.change(run.job, "preparing"))
+            if begun:
+                self._guarded(run.job, run.execute)
             with self.lock:
                 self._run = None
+
+    def _guarded(self, job: Job, work: Callable[[], None]) -> bool:
+        """Whether it could be done. Where not, as on a full disk, on which the job cannot even be written down, it has failed and the next one has its turn."""
+        try:
+            work()
+            return True
+        except Exception as error:
+            log.exception("the job %s could not be carried out", job.name)
+            with self.lock:
+                if job.status in ACTIVE:
+                    job.message, job.details, job.seconds_left, job.ended = sentence(error), "".join(traceback.format_exception(error)), None, time.time()
+                    job.status = "failed"
+                self._end(job, job.status)
+            return False
 
     def close(self) -> None:
         """Stop what runs, with its work saved, and end the threads."""

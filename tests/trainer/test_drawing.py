@@ -1,4 +1,5 @@
 """Pictures to try a LoRA with, also while a training runs on the same base."""
+import errno
 import threading
 
 import pytest
@@ -117,6 +118,26 @@ def test_a_file_that_is_no_lora_ends_one_drawing_and_the_next_is_drawn(jobs):
     failed = drawn(jobs, names=["broken"], weights=[1])
     assert failed.status == "failed" and "broken.safetensors" in failed.message and "Traceback" in failed.details
     assert drawn(jobs).status == "done"
+
+
+def test_a_full_disk_ends_a_drawing_and_no_later_one(jobs, monkeypatch):
+    def full(*arguments, **facts):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.events, "add", full)
+        patch.setattr("hotlora.trainer.drawing.write_png", full)
+        failed = drawn(jobs)
+        assert failed.status == "failed" and "No space left" in failed.message
+    assert drawn(jobs).status == "done"
+
+
+def test_drawings_go_on_when_their_thread_has_died(jobs, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(DrawingQueue, "_work", lambda self: None)
+        waiting = jobs.drawings.submit({**REQUEST, "names": [], "weights": [0]})
+        jobs.drawings.join(60)
+    assert drawn(jobs).status == waiting.status == "done"
 
 
 def test_a_closed_queue_draws_nothing_any_more(jobs):

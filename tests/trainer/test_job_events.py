@@ -1,4 +1,5 @@
 """The event log: ids, replay, thinning, and lines that a kill has cut off."""
+import errno
 import threading
 
 import pytest
@@ -28,6 +29,22 @@ def test_ids_go_on_after_a_restart_and_a_torn_line_is_passed_over(log, tmp_path)
     assert again.add("log", "a", text="after")["id"] == 5
     assert ids(EventLog(tmp_path).since(0)) == [1, 2, 3, 4, 5]
     assert ids(again.since(3)) == [4, 5] and ids(again.since(4)) == [5] and again.since(5) == []
+
+
+def test_on_a_full_disk_an_event_is_told_all_the_same_and_the_fault_once(log, tmp_path, monkeypatch, caplog):
+    def full(path, line):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    log.add("log", "a", text="before")
+    stream = log.stream(None)
+    next(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(job_events, "append_line", full)
+        for number in range(3):
+            log.add("log", "a", text=str(number))
+        assert next(stream).count(b"event: log") == 3 and ids(log.since(0)) == [1, 2, 3, 4]
+    log.add("log", "a", text="after")
+    assert caplog.text.count("No space left on device") == 1 and ids(EventLog(tmp_path).since(0)) == [1, 5]
 
 
 def test_what_is_not_in_memory_any_more_comes_from_the_disk(tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """Jobs: the queue, its commands, and what is left of them when the process is killed."""
+import errno
 import json
 import threading
 import time
@@ -13,6 +14,7 @@ from hotlora.trainer.hosts.standalone_host import SharedBackend, StandaloneHost
 from hotlora.trainer.job_settings import placed
 from hotlora.trainer.jobs import JobQueue, NoSuchJob, NotNow
 from hotlora.trainer.lora_file import load_lora
+from hotlora.trainer.output_files import OutputError
 
 
 class Host(StandaloneHost):
@@ -305,6 +307,76 @@ def test_a_host_that_cannot_load_the_lora_does_not_end_the_run(jobs, host, setti
     job = ended(jobs, jobs.submit(settings, None))
     assert job.status == "completed"
     assert any("the extension is gone" in event.get("text", "") for event in jobs.events.since(0))
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """While it is set no job can be written down, and no event."""
+    from hotlora.trainer import job_events, job_store
+
+    full = threading.Event()
+
+    def failing_when_full(write, fault):
+        def maybe(path, *data):
+            if full.is_set():
+                error = fault(f"{path} could not be written: the disk is full")
+                error.errno = errno.ENOSPC
+                raise error
+            return write(path, *data)
+
+        return maybe
+
+    monkeypatch.setattr(job_store, "write_atomically", failing_when_full(job_store.write_atomically, OutputError))
+    for module in (job_events, job_store):
+        monkeypatch.setattr(module, "append_line", failing_when_full(module.append_line, OSError))
+    return full
+
+
+def test_jobs_that_a_full_disk_ends_are_failed_and_the_next_one_trains_when_there_is_space(jobs, settings, full_disk):
+    first, second = running(jobs, long(settings)), jobs.submit({**settings, "name": "second"}, None)
+    before = jobs.events.last
+    full_disk.set()
+    assert ended(jobs, first).status == ended(jobs, second).status == "failed"
+    until(lambda: jobs._run is None)
+    assert "the disk is full" in first.message and "the disk is full" in second.message and "Traceback" in second.details and second.ended
+    told = [(event["job"], event["state"]["status"]) for event in jobs.events.since(before) if event["kind"] == "job"]
+    assert (first.id, "failed") in told and (second.id, "failed") in told
+    full_disk.clear()
+    third = jobs.submit({**settings, "name": "third"}, None)
+    jobs.command(second.id, "resume")
+    assert ended(jobs, third).status == ended(jobs, second).status == "completed", third.message + second.message
+
+
+def test_what_a_full_disk_refuses_has_not_happened(jobs, settings, full_disk):
+    first = running(jobs, long(settings))
+    second, third = (jobs.submit({**settings, "name": name}, None) for name in ("second", "third"))
+    jobs.command(first.id, "pause")
+    until(lambda: first.status == "paused")
+    before, files = jobs.snapshot(), sorted(jobs.store.folder.iterdir())
+    full_disk.set()
+    for refused in (lambda: jobs.submit({**settings, "name": "fourth"}, None), lambda: jobs.command(second.id, "move"), lambda: jobs.command(third.id, "cancel"),
+                    lambda: jobs.command(third.id, "move", second.id)):
+        with pytest.raises(OutputError, match="the disk is full"):
+            refused()
+    assert jobs.snapshot()["queue"] == before["queue"] and jobs.snapshot()["jobs"] == before["jobs"] and sorted(jobs.store.folder.iterdir()) == files
+    full_disk.clear()
+    jobs.command(third.id, "move", second.id)
+    assert json.loads((jobs.store.folder / second.id / "job.json").read_bytes())["position"] == 1
+    for job in (second, third):
+        jobs.command(job.id, "cancel")
+    jobs.command(first.id, "stop")
+    ended(jobs, first)
+
+
+def test_a_server_starts_on_a_full_disk(host, settings, full_disk):
+    first = JobQueue(host)
+    job = ended(first, first.submit({**settings, "steps": 1}, None))
+    first.change(job, "running")
+    first.close()
+    full_disk.set()
+    second = JobQueue(host)
+    assert second.get(job.id).status == "interrupted" and "Resume" in second.get(job.id).message
+    second.close()
 
 
 def test_jobs_are_removed_and_restored(jobs, settings):

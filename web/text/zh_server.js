@@ -30,6 +30,7 @@ export const zhServer = [
   [/^stopped after step (\d+) of (\d+).*; what was learned is (.*); Resume goes on from here$/, "停在第 $1 步（共 $2 步）；学到的内容已保存到 $3，点击“继续”可接着训练"],
   [/^failed at step (\d+): (.*); what was learned is kept, and Resume goes on from there$/, "第 $1 步失败：$2。学到的内容已保留，点击“继续”可接着训练"],
   [/^failed while it ended: (.*); what was learned is kept, and Resume goes on from there$/, "结束时失败：$1。学到的内容已保留，点击“继续”可接着完成"],
+  [/^(\S[^:]*(?::[\\/][^:]*)?) could not be written: the disk is full.*$/, "无法写入 $1：磁盘已满；请腾出一些空间后再试"],
   [/^the memory is not enough; .*$/, "内存不够；请打开梯度检查点，或降低分辨率、批大小、rank"],
   [/^there is a gallery (.*) already; .*$/, "已经有名为 $1 的图集；请打开它，或换一个名称"],
   [/^there is no picture (.*) in (.*); load the gallery again$/, "$2 里没有 $1 这张图片；请重新打开图集"],
