@@ -4,6 +4,7 @@ from __future__ import annotations
 import heapq
 import json
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -53,7 +54,7 @@ class EventLog:
         path = self.folder / event["job"] / FILE if event["job"] else self.folder / FILE
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            append_line(path, json.dumps(event, ensure_ascii=False))
+            append_line(path, plain_json(event))
         except OSError as error:
             return error
         return None
@@ -113,7 +114,28 @@ class EventStream:
 
 
 def as_bytes(event: Event) -> bytes:
-    return f"id: {event['id']}\nevent: {event['kind']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+    return f"id: {event['id']}\nevent: {event['kind']}\ndata: {plain_json(event)}\n\n".encode("utf-8", "replace")
+
+
+def plain_json(value: Any, **options: Any) -> str:
+    """JSON that every reader takes: what is no number, as measurements of weights that diverge, is null."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, **options)
+
+
+def read_json(text: str | bytes) -> Any:
+    """As `plain_json` would have written it; earlier versions wrote NaN and Infinity."""
+    return json.loads(text, parse_constant=lambda name: None)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def thinned(events: list[Event], keep: int = REPLAYED_STEPS) -> list[Event]:
@@ -161,7 +183,7 @@ def _last_id(path: Path) -> int:
 
 def _parse(line: bytes) -> Event | None:
     try:
-        event = json.loads(line)
+        event = read_json(line)
         return event if isinstance(event, dict) and isinstance(event["id"], int) else None
     except (ValueError, KeyError):
         return None

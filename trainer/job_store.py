@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import re
 import secrets
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .job_events import append_line
+from .job_events import append_line, plain_json, read_json
 from .output_files import write_atomically
 from .state import find_states
 
@@ -92,7 +91,7 @@ class JobStore:
         return self.folder / job.id / "run"
 
     def save(self, job: Job) -> None:
-        data = json.dumps(dataclasses.asdict(job), ensure_ascii=False, indent=1)
+        data = plain_json(dataclasses.asdict(job), indent=1)
         write_atomically(self.folder / job.id / "job.json", data.encode("utf-8", "replace"))
 
     def load_all(self) -> list[Job]:
@@ -107,7 +106,7 @@ class JobStore:
     def load(self, path: Path) -> Job | None:
         known = {definition.name for definition in dataclasses.fields(Job)}
         try:
-            values = json.loads(path.read_bytes())
+            values = read_json(path.read_bytes())
             job = Job(**{key: value for key, value in values.items() if key in known})
             assert job.id == path.parent.name and job.status in STATUSES
             return job

@@ -62,7 +62,7 @@ class Measurement:
 @dataclass
 class Progress:
     """The measurements of a run, and which step is to be kept: `best` is the last one with `KEPT` of the most that was learned about the held-out
-    pictures, or the least bad one where nothing was."""
+    pictures, or the least bad one where nothing was. What is no number, as of weights that diverge, is never kept and nothing is compared with it."""
 
     measurements: list[Measurement] = field(default_factory=list)
     best: int | None = None
@@ -72,8 +72,8 @@ class Progress:
         self.measurements.append(measurement)
         if measurement.held_out is None:
             return True
-        lowest = min(m.held_out for m in self.measurements)
-        if measurement.held_out <= (KEPT * lowest if lowest < 0 else lowest):
+        lowest = min((m.held_out for m in self.measurements if math.isfinite(m.held_out)), default=math.nan)
+        if math.isfinite(measurement.held_out) and measurement.held_out <= (KEPT * lowest if lowest < 0 else lowest):
             self.best = measurement.step
             return True
         return False
@@ -93,7 +93,7 @@ class Progress:
         """The step at which the drift last was clearly higher than ever before."""
         height, step = -1.0, 0
         for m in self.measurements:
-            if m.drift > height * (1 + RISE):
+            if math.isfinite(m.drift) and m.drift > height * (1 + RISE):
                 height, step = m.drift, m.step
         return step
 

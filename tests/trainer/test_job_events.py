@@ -47,6 +47,18 @@ def test_on_a_full_disk_an_event_is_told_all_the_same_and_the_fault_once(log, tm
     assert caplog.text.count("No space left on device") == 1 and ids(EventLog(tmp_path).since(0)) == [1, 5]
 
 
+def test_what_is_no_number_goes_out_as_null_also_from_the_file_of_an_earlier_version(log, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "events.jsonl").write_text('{"id": 1, "kind": "measured", "job": "a", "held_out": NaN, "drift": Infinity}\n')
+    again = EventLog(tmp_path)
+    stream = again.stream(0)
+    next(stream)
+    again.add("measured", "a", held_out=float("-inf"), drift=0.5, losses=[[1, float("nan")]])
+    for part in next(stream).decode().split("\n\n")[:-1]:
+        assert "NaN" not in part and "Infinity" not in part and '"held_out": null' in part
+    assert '"losses": [[1, null]]' in part and "NaN" not in (tmp_path / "a" / "events.jsonl").read_text().splitlines()[1]
+
+
 def test_what_is_not_in_memory_any_more_comes_from_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(job_events, "IN_MEMORY", 10)
     log = EventLog(tmp_path)

@@ -537,6 +537,21 @@ def test_the_job_file_is_plain_json(jobs, settings):
     assert values["status"] == "completed" and values["config"]["steps"] == 1
 
 
+def test_a_measurement_that_is_no_number_hides_no_job(jobs, settings, host):
+    from hotlora.trainer.api import Api, Request
+
+    job = ended(jobs, jobs.submit({**settings, "steps": 1}, None))
+    job.measured = [{"step": 1, "held_out": float("nan"), "drift": float("inf")}]
+    api, path = Api(host, jobs), jobs.store.folder / job.id / "job.json"
+    for _ in range(2):
+        answer = api.handle(Request("GET", "/hotlora/api/jobs"))
+        assert answer.status == 200 and json.loads(answer.body)["jobs"][0]["measured"] == [{"step": 1, "held_out": None, "drift": None}]
+        jobs.store.save(job)
+        assert "NaN" not in path.read_text(encoding="utf-8")
+        path.write_text(json.dumps({**json.loads(path.read_bytes()), "measured": job.measured}), encoding="utf-8")
+        job = jobs._jobs[job.id] = jobs.store.load(path)  # as an earlier version wrote it
+
+
 def test_a_host_without_a_choice_of_bases_has_the_usual_presets(jobs, host, settings):
     """What it trains on is its own, whatever base_model says by default."""
     host.bases = lambda: []

@@ -200,6 +200,16 @@ def test_progress_knows_the_best_and_the_end():
     assert not Progress().is_over(100)
 
 
+def test_a_measurement_that_is_no_number_is_never_kept_and_hides_no_other():
+    progress, nan, inf = Progress(), float("nan"), float("inf")
+    values = [nan, -0.3, inf, -0.2, -inf, -0.1]
+    assert [progress.add(Measurement(100 * (i + 1), value, 0.1)) for i, value in enumerate(values)] == [False, True, False, True, False, False]
+    assert progress.best == 400
+    rising = [Measurement(10 * (i + 1), None, 0.1 * 1.1 ** i) for i in range(5)]
+    diverged = [*rising, *(Measurement(50 + 30 * (i + 1), None, drift) for i, drift in enumerate((inf, nan, inf, nan)))]
+    assert Progress(diverged).why(200).endswith("has not risen since step 50, so that more steps would teach little")
+
+
 def test_without_held_out_pictures_the_drift_alone_ends_a_run():
     rising = [Measurement(10 * (i + 1), None, 0.1 * 1.1 ** i) for i in range(5)]
     settled = [*rising, *(Measurement(50 + 30 * (i + 1), None, rising[-1].drift * 1.01) for i in range(4))]

@@ -1,4 +1,5 @@
 """The first screen in a real browser: from pictures to a LoRA, over reloads, a killed server and two tabs."""
+import json
 import re
 
 import pytest
@@ -447,6 +448,26 @@ def test_loss_on_held_out_pictures_is_drawn_beside_the_curve(server, open_page):
     page.reload()
     page.locator(".u-legend", has_text="held-out pictures, against the base").wait_for()
     page.locator(".u-legend", has_text="prior drift").wait_for()
+
+
+def test_a_measurement_that_is_no_number_is_a_gap_in_the_picture(server, open_page, gallery):
+    settings = {"train_data_dir": str(gallery), "name": "burnt", "steps": 6, "resolution": 64, "validation": False}
+    job = server.post("jobs", {"settings": settings})["id"]
+    server.until(job, "completed")
+    server.stop()
+    path = server.folder / "jobs" / job / "job.json"
+    measured = [{"step": 2, "held_out": -0.5, "drift": 0.25}, {"step": 4, "held_out": float("nan"), "drift": 0.75},
+                {"step": 6, "held_out": float("nan"), "drift": float("inf")}]
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "measured": measured}), encoding="utf-8")
+    server.start()
+    page = open_page(server, f"#/run/{job}")
+    page.locator(".u-legend", has_text="held-out pictures, against the base").wait_for()
+    described = page.locator(".plot").get_attribute("aria-label")
+    assert "-50% against the base at step 2." in described and "Prior drift: 0.750 at step 4." in described
+    box = page.locator(".u-over").bounding_box()
+    page.mouse.move(box["x"] + box["width"] - 2, box["y"] + box["height"] / 2)
+    for label in ("held-out pictures, against the base", "prior drift"):
+        page.locator(".u-legend .u-series", has_text=label).locator(".u-value", has_text="–").wait_for()
 
 
 def test_prior_drift_of_a_gallery_too_small_to_hold_pictures_back_is_drawn(server, open_page, gallery):

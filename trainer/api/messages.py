@@ -1,10 +1,11 @@
 """Requests and responses."""
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
+
+from ..job_events import plain_json
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,6 @@ class ApiError(Exception):
 
 def as_json(value: Any, status: int = 200, last_event: int | None = None) -> Response:
     """`last_event` is the newest event that the value knows of for certain: whoever has heard of a later one has newer news."""
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str).encode("utf-8", "backslashreplace")
+    body = plain_json(value, default=str).encode("utf-8", "backslashreplace")
     known = {} if last_event is None else {"hotlora-last-event": str(last_event)}
     return Response(status, {"content-type": "application/json; charset=utf-8", "cache-control": "no-store", **known}, body)

@@ -112,21 +112,18 @@ function describe(runs) {
     const curve = curveOf(run.id);
     if (!curve?.losses.length) return t("loss.none", { name: run.name });
     const line = smooth(curve.losses, 0.9);
-    return t("loss.described", { name: run.name, first: line[Math.min(9, line.length - 1)].toPrecision(3), last: line.at(-1).toPrecision(3), step: curve.steps.at(-1) });
+    return t("loss.described", { name: run.name, first: short(line[Math.min(9, line.length - 1)]), last: short(line.at(-1)), step: curve.steps.at(-1) });
   });
-  if (hasHeldOut(runs)) {
-    const last = runs[0].measured.at(-1);
-    parts.push(t("loss.heldOutNow", { share: percent(100 * last.held_out), step: last.step }));
-  }
-  if (hasDrift(runs)) {
-    const last = runs[0].measured.at(-1);
-    parts.push(t("loss.driftNow", { drift: last.drift.toPrecision(3), step: last.step }));
-  }
+  const [heldOut, drift] = [lastOf(runs, "held_out"), lastOf(runs, "drift")];
+  if (heldOut) parts.push(t("loss.heldOutNow", { share: percent(100 * heldOut.held_out), step: heldOut.step }));
+  if (drift) parts.push(t("loss.driftNow", { drift: short(drift.drift), step: drift.step }));
   return parts.join(" ");
 }
 
-const hasDrift = (runs) => runs.length === 1 && runs[0].measured?.length > 0;
-const hasHeldOut = (runs) => hasDrift(runs) && runs[0].measured.at(-1).held_out !== null;
+// The newest measurement that is a number: a run that diverges has some that are none, which are null here and gaps in the picture.
+const lastOf = (runs, what) => (runs.length === 1 ? runs[0].measured?.filter((one) => Number.isFinite(one[what])).at(-1) : undefined);
+const hasDrift = (runs) => Boolean(lastOf(runs, "drift"));
+const hasHeldOut = (runs) => Boolean(lastOf(runs, "held_out"));
 
 function dataOf(runs, amount) {
   const tables = runs.map((run, i) => {
@@ -135,7 +132,7 @@ function dataOf(runs, amount) {
     return i === 0 ? [curve.steps, curve.losses, line] : [curve.steps, line];
   });
   if (hasHeldOut(runs)) {
-    tables.push([runs[0].measured.map((one) => one.step), runs[0].measured.map((one) => 100 * one.held_out)]);
+    tables.push([runs[0].measured.map((one) => one.step), runs[0].measured.map((one) => (one.held_out === null ? null : 100 * one.held_out))]);
   }
   if (hasDrift(runs)) tables.push([runs[0].measured.map((one) => one.step), runs[0].measured.map((one) => one.drift)]);
   return tables.length === 1 ? tables[0].map((column) => column.slice()) : uPlot.join(tables);
@@ -145,7 +142,6 @@ function makeChart(element, runs, data, height, setZoomed) {
   const made = { plot: null, zoomed: false };
   const colour = (name) => resolved(element, name);
   const axis = { stroke: colour("--muted"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
-  const short = (value) => (value == null ? "–" : value.toPrecision(3));
   const series = [{ label: t("loss.step") }];
   runs.forEach((run, i) => {
     const stroke = colour(COLOURS[i % 2]);
@@ -155,12 +151,12 @@ function makeChart(element, runs, data, height, setZoomed) {
   const axes = [{ ...axis, size: 26, incrs: STEPS }, { ...axis, size: 46, values: (_, ticks) => ticks.map((v) => +v.toPrecision(3)) }];
   if (hasHeldOut(runs)) {
     series.push({ label: t("loss.heldOut"), scale: "share", stroke: colour("--curve-2"), width: 2, value: (_, v) => (v == null ? "–" : percent(v)),
-      points: { show: true, size: 5, fill: colour("--curve-2") }, spanGaps: true });
+      points: { show: true, size: 5, fill: colour("--curve-2") } });
     axes.push({ ...axis, scale: "share", side: 1, size: 52, grid: { show: false }, values: (_, ticks) => ticks.map(percent) });
   }
   if (hasDrift(runs)) {
     series.push({ label: t("loss.drift"), scale: "drift", stroke: colour("--muted"), width: 1, dash: [4, 3], value: (_, v) => short(v),
-      points: { show: true, size: 4, fill: colour("--muted") }, spanGaps: true });
+      points: { show: true, size: 4, fill: colour("--muted") } });
   }
   made.plot = new uPlot({
     width: element.clientWidth || 400, height, series,
@@ -184,6 +180,7 @@ function makeChart(element, runs, data, height, setZoomed) {
   return made;
 }
 
+const short = (value) => (value == null ? "–" : value.toPrecision(3));
 const percent = (value) => `${value > 0 ? "+" : ""}${+value.toPrecision(2)}%`;
 
 // A canvas takes no custom property: what it comes to here and now.
