@@ -101,6 +101,18 @@ def check_file(path: Path, roots: list[Path] | None, home: Path) -> None:
         raise ApiError(403, f"{path.name} leads out of the folders that may be used here")
 
 
+def check_named_file(key: str, value: str, roots: list[Path] | None, home: Path) -> None:
+    """With bounds, a file that a client names is inside of them, and by a full path: what a shorter one means depends on who reads it."""
+    bounds, path = bounds_of(roots, home), path_of(value)
+    if bounds is None:
+        return
+    if not path.is_absolute():
+        raise ValueError(f"{key} is {value[:300]!r}, which is not a full path; give one such as {bounds[0] / path.name}")
+    if not _within(path, bounds):
+        raise ApiError(403, f"{key} {value[:300]} is outside of the folders that may be used here ({', '.join(map(str, bounds))}); put the file into one of them, "
+                            "or ask who runs this server to allow it")
+
+
 def bounds_of(roots: list[Path] | None, home: Path) -> list[Path] | None:
     return None if roots is None else [*roots, home / "galleries"]
 

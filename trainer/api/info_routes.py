@@ -3,12 +3,12 @@ from __future__ import annotations
 
 from ... import __version__
 from ..config import TrainConfig
-from ..config_files import load_config
+from ..config_files import load_config, read_values
 from ..galleries import SIZES
 from ..job_settings import describe_settings
 from ..pictures import SUFFIXES
 from ..presets import PRESETS, table
-from .guard import bounds_of
+from .guard import bounds_of, check_named_file
 from .openapi import describe
 from .routes import API, LARGE, SMALL, Call, Route
 from .schema import objects, text
@@ -31,7 +31,10 @@ def settings(call: Call) -> dict:
 
 def load_settings(call: Call) -> dict:
     """A settings file, as the command line reads it; a missing picture folder is no error, as the page has one of its own."""
-    name, content = call.data["name"], call.data["text"]
+    name, content, host = call.data["name"], call.data["text"], call.api.host
+    prompts = read_values(name, content).get("sample_prompts")
+    if isinstance(prompts, str) and prompts.strip().lower().endswith(".txt"):  # sd-scripts' key, which names a file to be read
+        check_named_file("sample_prompts", prompts.strip(), host.gallery_roots, host.home)
     try:
         config, warnings = load_config(name, text=content)
     except ValueError as error:

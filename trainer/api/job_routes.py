@@ -1,11 +1,9 @@
 """Routes of the jobs and their events."""
 from __future__ import annotations
 
-from pathlib import Path
-
 from ..paths import path_of
 from ..presets import FORMER_NAMES, PRESETS
-from .guard import allowed_folder, check_file, check_links
+from .guard import allowed_folder, check_links, check_named_file
 from .info_routes import SETTINGS_BODY
 from .messages import ApiError, Response
 from .routes import API, Call, Route
@@ -36,7 +34,7 @@ def check_paths(call: Call, settings: dict) -> None:
             root = allowed_folder(value, host.gallery_roots, host.home)
             check_links(root, host.gallery_roots, host.home)
         elif host.gallery_roots is not None:
-            check_file(Path(value), [*host.gallery_roots, *(host.lora_folders() if key == "init_lora" else [])], host.home)
+            check_named_file(key, value, [*host.gallery_roots, *(host.lora_folders() if key == "init_lora" else [])], host.home)
 
 
 def run_of(call: Call) -> tuple[dict, str | None]:

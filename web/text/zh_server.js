@@ -4,6 +4,8 @@ export const zhServer = [
   [/^the gallery (.*) does not exist.*$/i, "文件夹 $1 不存在；请检查路径"],
   [/^(.*) does not exist; (.*)$/, "$1 不存在；请检查路径"],
   [/^(.*) has no pictures; add some first$/, "$1 里没有图片；请先添加一些"],
+  [/^([a-z_]+) is (.*), which is not a full path; give one such as (.*)$/, "$1 是 $2，不是完整路径；请填写完整路径，例如 $3"],
+  [/^(init_lora|metadata_path|sample_prompts) (.*) is outside of the folders that may be used here \((.*)\);.*$/, "$1 的 $2 不在允许使用的文件夹（$3）之内；请把文件放进其中之一"],
   [/^(.*) is outside of the folders that may be used here \((.*)\);.*$/, "$1 不在允许使用的文件夹（$2）之内；请把图片放进其中之一"],
   [/^the name '(.*)' has '(.*)'; .*; use '(.*)' instead$/, "名称“$1”里有不能使用的“$2”；可以改用“$3”"],
   [/^the name '(.*)' .*; use '(.*)' instead$/, "名称“$1”不能使用；可以改用“$2”"],

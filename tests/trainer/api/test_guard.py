@@ -122,6 +122,29 @@ def test_a_folder_out_of_bounds(client, bounded, gallery):
     assert client.get("gallery", folder=str(root))["pictures"][0]["file"] == "p.png"
 
 
+def test_a_file_out_of_bounds_by_a_name_that_means_another(client, bounded, tmp_path, monkeypatch):
+    """From a current folder inside of the bounds, `~/x` and `../x` look as if they lay inside as well."""
+    root, secret = bounded
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(secret))
+    monkeypatch.chdir(root)
+    for key, value, status in (("init_lora", "~/p.png", 403), ("metadata_path", "~/c.csv", 403), ("metadata_path", "../secret/c.csv", 400), ("metadata_path", "c.csv", 400),
+                               ("init_lora", "p.png", 400), ("train_data_dir", "~", 403), ("reg_data_dir", "~", 403)):
+        settings = {"train_data_dir": str(root), key: value}
+        for path in ("jobs", "jobs/plan", "bundles"):
+            error = client.post(path, {"settings": settings}, status)["error"]
+            assert key in error or value == "~"
+
+
+def test_a_settings_file_reads_no_other_file_out_of_bounds(client, bounded, monkeypatch):
+    root, secret = bounded
+    monkeypatch.chdir(secret)
+    for folder, status in ((root, 200), (secret, 403), ("~", 403), (".", 400)):
+        text = f"network_dim = 4\nsample_prompts = '{folder}/p.txt'\n"
+        told = client.post("settings/load", {"name": "x.toml", "text": text}, status)
+        assert told["settings"]["preview_prompts"] == ["caption in allowed"] if status == 200 else "caption" not in str(told)
+
+
 def test_whether_a_folder_out_of_bounds_exists_is_not_told(client, bounded, tmp_path):
     there, not_there = (client.get("gallery", 403, folder=str(tmp_path / name))["error"].replace(name, "x") for name in ("secret", "nothing"))
     assert there == not_there
