@@ -5,9 +5,11 @@ import heapq
 import json
 import logging
 import math
+import re
 import threading
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -17,6 +19,9 @@ REPLAYED_STEPS = 500
 """Of more step events of one job than this, a replay has so many, evenly spread."""
 HEARTBEAT = 15.0
 FILE = "events.jsonl"
+BEGIN = re.compile(rb'\{"id": (\d+), "kind": "(\w+)"')
+"""How each line of a file begins: what is not asked for need not be parsed."""
+TAIL = 1 << 14
 Event = dict[str, Any]
 
 
@@ -62,11 +67,18 @@ class EventLog:
     def since(self, after: int) -> list[Event]:
         """Events with a higher id than `after`, in order; step events of a long gap are thinned, no other is left out."""
         with self.changed:
-            if after >= self._before_recent:
-                found = [event for event in self._recent if event["id"] > after]
-            else:
-                found = list(heapq.merge(*(_read(path, after) for path in self._files()), key=lambda event: event["id"]))
+            until, found = self._before_recent, [event for event in self._recent if event["id"] > after]
+        if after < until:  # without the lock, for which every step of a training waits; what is asked for is in the files by now
+            found = [*heapq.merge(*(_read(path, after, until) for path in self._files()), key=lambda event: event["id"]), *found]
         return thinned(found)
+
+    def of_job(self, job: str, kind: str, most: int) -> list[Event]:
+        """The newest events of one kind of one job, from its file alone."""
+        with self.changed:
+            recent = [event for event in self._recent if event["job"] == job and event["kind"] == kind]
+        lines = deque((line for _, found, line in _lines(self.folder / job / FILE) if found == kind), most)
+        found = {event["id"]: event for event in (*filter(None, map(_parse, lines)), *recent)}
+        return [found[number] for number in sorted(found)][-most:]
 
     def stream(self, after: int | None) -> EventStream:
         """Events after an id, then those to come; None means only those to come."""
@@ -100,8 +112,9 @@ class EventStream:
                 self.events.changed.wait(HEARTBEAT)
             if self._over():
                 raise StopIteration
-            new = self.events.since(self.after) if self.events.last > self.after else []
-            self.after = self.events.last
+            last = self.events.last
+        new = self.events.since(self.after) if last > self.after else []
+        self.after = max(last, new[-1]["id"] if new else 0)
         return b"".join(map(as_bytes, new)) or b": still here\n\n"
 
     def close(self) -> None:
@@ -167,18 +180,45 @@ def append_line(path: Path, line: str) -> None:
         file.write((line + "\n").encode("utf-8", "replace"))
 
 
-def _read(path: Path, after: int) -> list[Event]:
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError:
+def _lines(path: Path) -> Iterator[tuple[int, str, bytes]]:
+    """Id, kind and content of each line."""
+    with suppress(OSError), path.open("rb") as file:
+        for line in file:
+            if begin := BEGIN.match(line):
+                yield int(begin[1]), begin[2].decode(), line
+
+
+def _read(path: Path, after: int, until: int) -> list[Event]:
+    """Events from the one id to the other; of the many steps of a long run only those are parsed that a replay has."""
+    if _last_id(path) <= after:
         return []
-    events = (_parse(line) for line in lines)
-    return [event for event in events if event and event["id"] > after]
+    steps = sum(kind == "step" and after < number <= until for number, kind, _ in _lines(path))
+    every, seen, events = max(1, -(-steps // REPLAYED_STEPS)), 0, []
+    for number, kind, line in _lines(path):
+        if not after < number <= until:
+            continue
+        seen += kind == "step"
+        if kind == "step" and seen % every and seen != steps:
+            continue
+        if event := _parse(line):
+            events.append({**event, "thinned": True} if kind == "step" and every > 1 else event)
+    return events
 
 
 def _last_id(path: Path) -> int:
-    events = _read(path, 0)
-    return events[-1]["id"] if events else 0
+    """From the end of the file, which may be long; 0 when there is none."""
+    with suppress(OSError), path.open("rb") as file:
+        size, length = file.seek(0, 2), TAIL
+        while True:
+            start = file.seek(max(0, size - length))
+            lines = file.read(size - start).split(b"\n")
+            for event in map(_parse, reversed(lines[1:] if start else lines)):
+                if event:
+                    return event["id"]
+            if not start:
+                return 0
+            length *= 8
+    return 0
 
 
 def _parse(line: bytes) -> Event | None:

@@ -97,26 +97,11 @@ export async function refreshLoras() {
   } catch { /* shown as unknown */ }
 }
 
-// What was logged before this page was opened stands in the events only; they are read through once, when somebody looks.
-export function loadLog(id) {
-  const until = lastEvent;
-  const lines = [];
-  const past = new EventSource(address("events", { after: 0 }));
-  const end = () => {
-    past.close();
-    setState((s) => {
-      const newest = lines.at(-1)?.time ?? 0;
-      return { logs: { ...s.logs, [id]: [...lines, ...(s.logs[id] ?? []).filter((one) => one.time > newest)].slice(-LOG_LINES) } };
-    });
-  };
-  for (const kind of Object.keys(TAKE)) {
-    past.addEventListener(kind, (message) => {
-      const event = JSON.parse(message.data);
-      if (kind === "log" && event.job === id && event.id <= until) lines.push({ time: event.time, text: event.text });
-      if (event.id >= until) end();
-    });
-  }
-  past.onerror = end;
+// What was logged before this page was opened is asked for when somebody looks; of lines that came as events meanwhile only later ones are added.
+export async function loadLog(id) {
+  const { lines } = await get(jobPath(id, "/log"), { lines: LOG_LINES });
+  const newest = lines.at(-1)?.id ?? 0;
+  setState((s) => ({ logs: { ...s.logs, [id]: [...lines, ...(s.logs[id] ?? []).filter((one) => one.id > newest)].slice(-LOG_LINES) } }));
 }
 
 const refreshDetails = () => Promise.allSettled(Object.keys(getState().details).map(loadJob));
@@ -202,7 +187,7 @@ const TAKE = {
     else setState((s) => ({ details: { ...s.details, [event.job]: { ...whole, previews: withPreviews(whole.previews, event.previews) } } }));
   },
   log(event) {
-    setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { time: event.time, text: event.text }].slice(-LOG_LINES) } }));
+    setState((s) => ({ logs: { ...s.logs, [event.job]: [...(s.logs[event.job] ?? []), { id: event.id, time: event.time, text: event.text }].slice(-LOG_LINES) } }));
   },
   drawing: (event) => takeDrawing(event.state),
   captioning: (event) => setState({ captioning: event.state }),

@@ -68,6 +68,64 @@ def test_what_is_not_in_memory_any_more_comes_from_the_disk(tmp_path, monkeypatc
         assert ids(log.since(after)) == list(range(after + 1, 41))
 
 
+def test_a_start_reads_the_end_of_a_long_file_only(log, tmp_path, monkeypatch):
+    for number in range(400):
+        log.add("step", "a", losses=[[number, 0.1]] * 20)
+    path = tmp_path / "a" / "events.jsonl"
+    parsed, parse = [], job_events._parse
+    monkeypatch.setattr(job_events, "_parse", lambda line: parsed.append(line) or parse(line))
+    assert EventLog(tmp_path).last == 400 and len(parsed) < 5
+    with path.open("ab") as file:
+        file.write(b"x" * 5 * job_events.TAIL + b"\n\n")
+    assert EventLog(tmp_path).last == 400
+    path.write_bytes(b"x" * 5 * job_events.TAIL)
+    assert EventLog(tmp_path).last == 0
+
+
+def test_steps_of_a_long_file_are_thinned_before_they_are_parsed(log, tmp_path, monkeypatch):
+    for number in range(1, 2001):
+        log.add("log" if number % 500 == 0 else "step", "a", step=number)
+    again, parsed, parse = EventLog(tmp_path), [], job_events._parse
+    monkeypatch.setattr(job_events, "_parse", lambda line: parsed.append(line) or parse(line))
+    found = again.since(10)
+    steps = [event for event in found if event["kind"] == "step"]
+    assert len(parsed) < 520 and 400 < len(steps) <= 500 and all(event["thinned"] for event in steps) and steps[-1]["step"] == 1999
+    assert [event["step"] for event in found if event["kind"] == "log"] == [500, 1000, 1500, 2000] and ids(found) == sorted(ids(found))
+
+
+def test_a_reader_of_the_history_holds_nobody_up(log, tmp_path, monkeypatch):
+    log.add("log", "a", text="old")
+    again, reading, added, read = EventLog(tmp_path), threading.Event(), threading.Event(), job_events._read
+
+    def slow(*arguments):
+        reading.set()
+        assert added.wait(60), "an event waits for the one who reads"
+        return read(*arguments)
+
+    def add():
+        assert reading.wait(60)
+        again.add("log", "a", text="new")
+        added.set()
+
+    monkeypatch.setattr(job_events, "_read", slow)
+    adding = threading.Thread(target=add)
+    adding.start()
+    stream = again.stream(0)
+    next(stream)
+    assert b'"old"' in (first := next(stream)) and b'"new"' not in first and b'"new"' in (second := next(stream)) and b'"old"' not in second
+    adding.join()
+
+
+def test_the_lines_of_one_job(log, tmp_path):
+    for number in range(10):
+        log.add("log", "ab"[number % 2], text=str(number))
+        log.add("step", "a", step=number)
+    again = EventLog(tmp_path)
+    again.add("log", "a", text="new")
+    assert [event["text"] for event in again.of_job("a", "log", 100)] == ["0", "2", "4", "6", "8", "new"]
+    assert [event["text"] for event in again.of_job("a", "log", 2)] == ["8", "new"] and again.of_job("c", "log", 2) == []
+
+
 def test_a_long_gap_has_fewer_steps_but_every_other_event():
     events = [{"id": 1, "kind": "job", "job": "a"}]
     events += [{"id": i, "kind": "saved" if i % 1000 == 0 else "step", "job": "a"} for i in range(2, 10_001)]

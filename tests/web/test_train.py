@@ -340,6 +340,13 @@ def test_sample_now_and_the_log(server, open_page, gallery):
     assert not page.locator(".log pre").is_visible()
     page.get_by_text("Log", exact=True).click()
     page.locator(".log pre", has_text="6 pictures").wait_for()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.get_by_text("Log", exact=True).click()
+    page.locator(".log pre", has_text="6 pictures").wait_for()
+    assert page.locator(".log pre").inner_text().count("6 pictures") == 1
+    assert not [url for url in asked if "/api/events" in url and url.endswith("after=0")], "the history of all jobs is not read for one log"
     page.get_by_role("button", name="Stop and keep").click()
     status(page, "stopped")
 

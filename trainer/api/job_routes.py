@@ -83,6 +83,11 @@ def losses(call: Call) -> dict:
     return {"losses": call.api.jobs.losses(job, call.query.get("points", 2000))}
 
 
+def log(call: Call) -> dict:
+    found = call.api.jobs.events.of_job(call.api.jobs.get(call.path["id"]).id, "log", call.query.get("lines", 500))
+    return {"lines": [{"id": event["id"], "time": event["time"], "text": event["text"]} for event in found]}
+
+
 def preview(call: Call) -> Response:
     job = call.api.jobs.get(call.path["id"])
     known = {entry["file"] for entry in job.previews}
@@ -113,6 +118,8 @@ ROUTES = [
     Route("POST", f"{API}/jobs/{{id}}/move", move, "Move a job in the queue, before another or (null) to the end.",
           body=objects({"before": {"type": ["string", "null"], "maxLength": 200}}, required=[])),
     Route("GET", f"{API}/jobs/{{id}}/losses", losses, "Loss by step; of many steps the mean of equal groups.", query={"points": integer(2, 20_000)}),
+    Route("GET", f"{API}/jobs/{{id}}/log", log, "What was logged of a job, the newest lines in order; `id` is that of the line's event.",
+          query={"lines": integer(1, 20_000)}),
     Route("GET", f"{API}/jobs/{{id}}/previews/{{file}}", preview, "A preview picture.", answer="image/png"),
     Route("GET", f"{API}/events", events, "Server-sent events; Last-Event-ID or `after` replays what came after it.",
           query={"after": integer(0, MAX_INT)}, answer="text/event-stream"),

@@ -129,7 +129,7 @@ function Log({ id }) {
   const opened = (event) => {
     if (!event.currentTarget.open || asked.current) return;
     asked.current = true;
-    loadLog(id);
+    loadLog(id).catch(() => { asked.current = false; });   // the next opening asks again
   };
   return html`<details class="log" onToggle=${opened}><summary>${t("run.log")}</summary>
     <pre tabindex="0">${lines?.length ? lines.map((one) => `${when(one.time)}  ${one.text}`).join("\n") : t("run.noLog")}</pre></details>`;

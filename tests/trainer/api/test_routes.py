@@ -155,6 +155,16 @@ def test_events_after_an_id_and_after_a_lost_connection(client, api):
         response.body.close()
 
 
+def test_the_log_of_a_job(client, gallery):
+    job = client.post("jobs", {"settings": {"train_data_dir": str(gallery), "steps": 1}}, 201)["id"]
+    until_ended(client, job)
+    lines = client.get(f"jobs/{job}/log")["lines"]
+    assert any("6 pictures" in line["text"] for line in lines) and [line["id"] for line in lines] == sorted(line["id"] for line in lines)
+    assert client.get(f"jobs/{job}/log", lines=1)["lines"] == lines[-1:]
+    client.get("jobs/x/log", 404)
+    client.get(f"jobs/{job}/log", 400, lines=0)
+
+
 def test_the_page_and_its_files(client):
     page = client.ask("GET", "/hotlora/")
     assert page.status == 200 and page.headers["content-type"].startswith("text/html") and "default-src 'self'" in page.headers["content-security-policy"]
