@@ -4,7 +4,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from contextlib import ExitStack, nullcontext
@@ -22,6 +25,7 @@ from .distributed import ALONE, Alone, PeerFailed, check_command, check_image_la
 from .memory import FREE_SOME, explained
 from .output_files import OutputError
 from .process_lock import alone
+from .state import find_states, put_states_aside
 
 log = logging.getLogger(__name__)
 SAME_PRESS = 2.0
@@ -175,7 +179,7 @@ def _train_on_pictures(options: argparse.Namespace, config: TrainConfig, warning
     completed = outcome.status == "completed"
     if ranks.is_writer:
         print(outcome.message)
-        print(f"try it: {try_command(config, session.name)}" if completed else f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
+        print(f"try it: {try_command(config, session.name)}" if completed else f"go on: {go_on_command(options)}")
     return 0 if completed else 3
 
 
@@ -206,6 +210,8 @@ def train_until_signal(session, ranks: Alone = ALONE):
     try:
         with ExitStack() as kept:
             ranks.together(lambda: kept.enter_context(_kept_apart(session, ranks)))
+            if ranks.is_writer and not session.step:
+                _put_former_aside(session)
             return session.train()
     except (ValueError, OutputError, KeyboardInterrupt):
         raise
@@ -215,6 +221,13 @@ def train_until_signal(session, ranks: Alone = ALONE):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _put_former_aside(session) -> None:
+    """States of an unfinished run of that name lie further on than those of a new one, which would be taken for older and removed."""
+    if any(not path.stem.endswith("-000000") for path in find_states(session.folder, session.name)):
+        log.warning("warning: an unfinished run of %s was there, and this one begins anew; the states of that one are kept in %s", session.name,
+                    put_states_aside(session.folder, session.name))
 
 
 def _kept_apart(session, ranks: Alone):
@@ -230,6 +243,12 @@ def try_command(config: TrainConfig, name: str) -> str:
     subject = f"a photo of {config.trigger}" if config.trigger else "a photo"
     return (f'python train.py generate --base "{config.base_model}" --lora-dir "{config.lora_dir or config.output_dir}" '
             f'--prompt "{subject} <lora:{name}:0.8>" --seed 1 --out picture.png')
+
+
+def go_on_command(options: argparse.Namespace) -> str:
+    """The command that was given, with --resume."""
+    given = [*(["--config", str(options.config)] if options.config is not None else []), *(part for one in options.set for part in ("--set", one)), "--resume"]
+    return "python train.py " + (subprocess.list2cmdline(given) if os.name == "nt" else shlex.join(given))
 
 
 def _ui(options: argparse.Namespace) -> int:

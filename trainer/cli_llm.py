@@ -76,12 +76,14 @@ def _prepared(config: LanguageConfig, warnings: list[str], options: argparse.Nam
 
 
 def _tell_end(run: LanguageRun, outcome: Outcome, options: argparse.Namespace) -> None:
+    from .cli import go_on_command
+
     print(outcome.message)
     if outcome.status == "completed":
         prompt = (run.material.prompts or ["..."])[0].replace('"', '\\"').replace("\n", " ")
         print(f'try it: python train.py generate --base "{run.config.base_model}" --lora "{outcome.lora}" --prompt "{prompt}"')
     else:
-        print(f"go on: python train.py --config {options.config or 'my.yaml'} --resume")
+        print(f"go on: {go_on_command(options)}")
 
 
 def need_packages() -> None:

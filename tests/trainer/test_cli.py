@@ -2,6 +2,8 @@
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from PIL import Image
 
 from hotlora.trainer.cli import main
 from hotlora.trainer.lora_file import load_lora
+from hotlora.trainer.session import Session
+from hotlora.trainer.state import find_states
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 needs_base = pytest.mark.skipif(find_spec("diffusers") is None, reason="the embedded base needs diffusers, which hosts may lack")
@@ -108,6 +112,32 @@ def test_ctrl_c_stops_saves_and_says_how_to_go_on(yaml, tmp_path):
     # the states of the first run would have been taken over, and deleted, by the second
     assert second.returncode == 1 and f"error: another process is training face in {tmp_path / 'out'}; wait for it" in second.stderr
     assert not list((tmp_path / "out").glob(".*"))
+
+
+@needs_base
+def test_a_new_run_under_an_old_name_keeps_the_states_of_both(yaml, tmp_path, capsys, caplog, monkeypatch):
+    """The former one's lie further on, and would be taken for those to go on from."""
+    caplog.set_level("INFO")
+    step, last = Session.train_step, []
+
+    def stopping(self):
+        report = step(self)
+        if self.step == last[0]:
+            self.stop()
+        return report
+
+    monkeypatch.setattr(Session, "train_step", stopping)
+    given, out = ["--config", str(yaml), "--set", f"output_dir={tmp_path / 'a folder'}"], tmp_path / "a folder"
+    last[:] = [9]
+    assert main(given) == 3 and "stopped after step 9" in capsys.readouterr().out
+    last[:] = [4]
+    other = [*given, "--set", "learning_rate=5e-4"]
+    assert main(other) == 3 and f"the states of that one are kept in {out / 'earlier-1'}" in caplog.text
+    assert [path.name for path in find_states(out / "earlier-1", "face")][0] == "face-000009.state"
+    command = re.search("go on: python train.py (.+)", capsys.readouterr().out)[1]
+    last[:] = [0]
+    assert main(shlex.split(command)) == 0 and shlex.split(command) == [*other, "--resume"]
+    assert "going on from step 4 of 12" in caplog.text and "unlike the saved run" not in caplog.text
 
 
 @needs_base
