@@ -64,7 +64,7 @@ def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:
     components = backend.components()
     if config.init_lora:
         weights, _ = load_lora(config.init_lora)
-        layers = to_layers(_without_encoders(weights, components, config.init_lora), backend.lora_key, components, backend.name or "this base")
+        layers = to_layers(_without_encoders(weights, components, config), backend.lora_key, components, backend.name or "this base")
         return Adapter.from_weights(components, layers, dropout=config.lora_dropout)
     targets = {name: config.unet_target_modules if name == "unet" else (config.text_encoder_target_modules or []) for name in components}
     alpha = float(config.lora_rank if config.lora_alpha is None else config.lora_alpha)
@@ -72,16 +72,18 @@ def make_adapter(config: TrainConfig, backend: Backend) -> Adapter:
                           dora=config.dora, conv_rank=config.conv_rank, conv_alpha=config.conv_alpha, seed=config.seed)
 
 
-def _without_encoders(weights: LoraWeights, components: dict[str, nn.Module], file: str) -> LoraWeights:
-    """The layers of a LoRA without those of text encoders that the backend does not train. ValueError when there are no others."""
-    one_encoder = {"te", "te1"}
-    known = components.keys() | (one_encoder if one_encoder & components.keys() else set())
+def _without_encoders(weights: LoraWeights, components: dict[str, nn.Module], config: TrainConfig) -> LoraWeights:
+    """The layers of a LoRA without those of text encoders that are not trained, as captions are encoded without them then. ValueError when there are no
+    others."""
+    file, one_encoder = config.init_lora, {"te", "te1"}
+    known = components.keys() | (one_encoder if one_encoder & components.keys() else set()) if config.text_encoder_target_modules else set()
+    advice = "" if config.text_encoder_target_modules or components.keys() == {"unet"} else "; set text_encoder_target_modules to train them further"
     kept = {prefix: layer for prefix, layer in weights.items() if not prefix.startswith("lora_te") or prefix.split("_")[1] in known}
     if not kept:
-        raise ValueError(f"init_lora {file} has layers of a text encoder only, which is not trained here; choose a LoRA that has others")
+        raise ValueError(f"init_lora {file} has layers of a text encoder only, which is not trained here; choose a LoRA that has others{advice}")
     if len(kept) < len(weights):
-        log.warning("%s also changes the text encoder, which is not trained here: %d of its %d layers are left out, of the training and of the result",
-                    Path(file).name, len(weights) - len(kept), len(weights))
+        log.warning("%s also changes the text encoder, which is not trained here: %d of its %d layers are left out, of the training and of the result%s",
+                    Path(file).name, len(weights) - len(kept), len(weights), advice)
     return kept
 
 

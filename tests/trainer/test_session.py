@@ -289,8 +289,13 @@ def test_a_lora_goes_on_without_the_text_encoder_where_none_is_trained(session_o
     texts = session_of(config, unet_target_modules=[], text_encoder_target_modules=["q_proj"], name="texts").train().lora
     before, _ = load_lora(lora)
     encoder = [key for key in before if key.startswith("lora_te_")]
-    monkeypatch.setattr(backend, "components", lambda: {"unet": backend.unet})
     more = {"init_lora": str(lora), "output_dir": str(tmp_path / "second")}
+    # captions are encoded once, by the encoder as it is: layers that change it would be used with other conditions than the others were trained with
+    assert load_lora(session_of(config, **more).train().lora)[0].keys() == before.keys() - set(encoder)
+    assert "of the result; set text_encoder_target_modules to train them further" in caplog.text
+    with_texts = session_of(config, **more, text_encoder_target_modules=["q_proj"])
+    assert with_texts.dataset.trains_text and load_lora(with_texts.train().lora)[0].keys() == before.keys()
+    monkeypatch.setattr(backend, "components", lambda: {"unet": backend.unet})
     after, _ = load_lora(session_of(config, **more).train().lora)
     assert encoder and after.keys() == before.keys() - set(encoder)
     assert f"mascot.safetensors also changes the text encoder, which is not trained here: {len(encoder)} of its {len(before)} layers are left out" in caplog.text
