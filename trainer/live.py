@@ -152,7 +152,8 @@ class Registry:
         name = _same_form(name)
         with self._lock:
             files = self._scan((".safetensors",))
-            matches = [path for path, relative in files.items() if name in (_same_form(path.stem), _same_form(relative))]
+            matches = ([path for path, relative in files.items() if name in (_same_form(path.stem), _same_form(relative))]
+                       or [path for path, relative in files.items() if name in _names_of_peft(relative)])
             if len(matches) > 1:
                 listed = ", ".join(str(path) for path in sorted(matches))
                 raise ValueError(
@@ -185,7 +186,8 @@ class Registry:
     def names(self) -> list[str]:
         """Every name that can be used, sorted."""
         with self._lock:
-            return sorted({*self._memory, *(_same_form(path.stem) for path in self._scan((".safetensors",)))})
+            found = self._scan((".safetensors",)).items()
+            return sorted({*self._memory, *(min(_names_of_peft(relative), key=len, default=_same_form(path.stem)) for path, relative in found)})
 
     def _read(self, path: Path) -> FoundLora:
         try:
@@ -227,6 +229,12 @@ class Registry:
                     if path.suffix.lower() in suffixes:
                         found[path] = path.relative_to(folder).with_suffix("").as_posix()
         return found
+
+
+def _names_of_peft(relative: str) -> set[str]:
+    """What the form for diffusers of a LoRA is called, `name-peft/pytorch_lora_weights`, where that is all there is of it."""
+    match = re.fullmatch(r"(.+)-peft/pytorch_lora_weights", _same_form(relative))
+    return {match[1], match[1].rpartition("/")[2]} if match else set()
 
 
 def _same_form(name: str) -> str:

@@ -139,6 +139,16 @@ def test_two_files_of_one_name_are_an_error_until_the_folder_is_given(folder):
     assert registry.find("pets/anna").weights[LAYER]["up"][0, 0] == 4.0
 
 
+def test_the_form_for_diffusers_goes_by_its_name_where_it_is_all_there_is(folder):
+    for place in ("mine-peft", "faces/ben-peft"):
+        save_lora(folder / place / "pytorch_lora_weights.safetensors", lora(), {})
+    registry = Registry([folder])
+    assert registry.path("mine").parent.name == "mine-peft" and registry.path("faces/ben") == registry.path("ben") != registry.path("mine")
+    assert {"mine", "ben"} <= set(registry.names()) and "pytorch_lora_weights" not in registry.names()
+    save_lora(folder / "mine.safetensors", lora(), {})
+    assert registry.path("mine") == folder / "mine.safetensors"
+
+
 def test_folders_inside_each_other_and_links_in_a_circle_count_once(folder):
     os.symlink(folder, folder / "people" / "again", target_is_directory=True)
     registry = Registry([folder, folder / "people", folder / "missing"])
