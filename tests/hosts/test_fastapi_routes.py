@@ -65,6 +65,32 @@ def test_a_body_in_pieces(api):
     assert ask(api, "POST", "/hotlora/api/galleries", b" " * 9_000_000, kind, parts=20)[0] == 413
 
 
+def test_no_body_is_read_of_a_request_that_may_not_ask(api):
+    """Or anybody on the network could fill the memory."""
+    read = []
+
+    async def run(headers):
+        sent = []
+
+        async def receive():
+            read.append(1)
+            return {"type": "http.request", "body": b"x" * 1000, "more_body": len(read) % 50 != 0}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "path": "/hotlora/api/loras/import", "query_string": b"file=a.safetensors",
+                 "headers": [(b"host", b"localhost"), (b"content-type", b"application/octet-stream"), *headers]}
+        await HotLoRA(api)(scope, receive, send)
+        return sent[0]["status"]
+
+    assert finish(run([])) == 400 and len(read) == 50, "a LoRA that is none, of one who may ask"
+    assert finish(run([(b"origin", b"http://evil.example")])) == 403 and len(read) == 50
+    api.policy = Policy(lambda request: "cookie" in request.headers, "Basic")
+    assert finish(run([])) == 401 and len(read) == 50
+    assert finish(run([(b"cookie", b"a")])) == 400 and len(read) == 100
+
+
 def test_a_file_is_sent_in_blocks_and_not_compressed(api, gallery):
     query = f"folder={str(gallery).replace(' ', '%20')}&file=0.png".encode()
     status, headers, body = ask(api, "GET", "/hotlora/api/gallery/picture", query=query)

@@ -79,6 +79,20 @@ def test_the_start_page_leads_to_the_page(server):
     assert answer.status == 307 and answer.headers["location"] == "/hotlora/"
 
 
+def test_a_body_of_one_who_may_not_ask_is_read_away_and_not_kept(server, monkeypatch):
+    server.api.policy = Policy(lambda request: False)
+    asked = []
+    monkeypatch.setattr(server.api, "handle", asked.append)
+    for size in (10, 3_000_000):
+        answer, body = request(server, "POST", "/hotlora/api/loras/import?file=a.safetensors", b"x" * size, {"Content-Type": "application/octet-stream"})
+        assert answer.status == 401 and b"log in" in body and answer.headers["x-content-type-options"] == "nosniff" and not asked
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+    for _ in range(2):  # what was read away is not the next request
+        connection.request("POST", "/hotlora/api/jobs", b"GET / HTTP/1.1\r\n\r\n")
+        answer = connection.getresponse()
+        assert answer.status == 401 and b"log in" in answer.read()
+
+
 def test_a_body_that_is_too_long_is_answered_and_not_kept(server):
     answer, body = request(server, "POST", "/hotlora/api/jobs/x/stop", b"x" * 3_000_000, {"Content-Type": "application/json"})
     assert answer.status == 413 and b"at most" in body

@@ -4,7 +4,7 @@ from __future__ import annotations
 import errno
 import logging
 import traceback
-from typing import Any
+from typing import Any, Callable
 
 from ..captioning import Busy
 from ..checking import Checks
@@ -29,7 +29,7 @@ def all_routes() -> list[Route]:
 
 
 class Api:
-    """The routes of one host. `handle` may be called from any thread and never raises."""
+    """The routes of one host. `handle` and `refusal` may be called from any thread and never raise."""
 
     def __init__(self, host: Host, jobs: JobQueue, policy: Policy | None = None) -> None:
         self.host, self.jobs, self.policy = host, jobs, policy or Policy()
@@ -37,23 +37,23 @@ class Api:
         self.routes = all_routes()
 
     def handle(self, request: Request) -> Response:
-        try:
-            response = self._answer(request)
-        except ApiError as error:
-            response = error.response()
-        except Exception as error:
-            response = _for_error(error).response()
-        response.headers.setdefault("x-content-type-options", "nosniff")
-        return response
+        return _told(lambda: self._answer(request))
+
+    def refusal(self, request: Request) -> Response | None:
+        """The answer to a request that may not ask, which its head alone tells: nobody without the login fills the memory with a body."""
+        return _told(lambda: self._check(request))
 
     def body_limit(self, method: str, path: str) -> int:
         """How many bytes of a body are worth reading; what is longer is answered with an error whatever it holds."""
         found = [route for route in self.routes if route.method == method and route.pattern.fullmatch(path)]
         return found[0].limit if found and found[0].body is not None else 1000
 
-    def _answer(self, request: Request) -> Response:
+    def _check(self, request: Request) -> None:
         check_login(self.policy, request)
         check_origin(self.policy, request)
+
+    def _answer(self, request: Request) -> Response:
+        self._check(request)
         method = "GET" if request.method == "HEAD" else request.method
         others = set()
         for route in self.routes:
@@ -68,6 +68,19 @@ class Api:
             possible = ", ".join(sorted(others))
             raise ApiError(405, f"{request.method[:20]} is not possible here, only {possible}", headers={"allow": possible})
         raise ApiError(404, f"there is nothing at {request.path[:200]}; /hotlora/api/openapi.json lists what there is")
+
+
+def _told(answer: Callable[[], Response | None]) -> Response | None:
+    """What it returns, or else its error as an answer."""
+    try:
+        response = answer()
+    except ApiError as error:
+        response = error.response()
+    except Exception as error:
+        response = _for_error(error).response()
+    if response is not None:
+        response.headers.setdefault("x-content-type-options", "nosniff")
+    return response
 
 
 def _for_error(error: Exception) -> ApiError:

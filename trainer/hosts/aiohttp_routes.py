@@ -6,7 +6,7 @@ from pathlib import Path
 from aiohttp import web
 
 from ..api import Api, Request
-from .async_parts import handled, parts_of
+from .async_parts import answered, parts_of
 
 GONE = (ConnectionResetError, ConnectionError)
 
@@ -15,8 +15,7 @@ async def answer(api: Api, request: web.Request) -> web.StreamResponse:
     """Answer a request below /hotlora; ComfyUI has each of its routes a second time below /api."""
     path = request.path[len("/api"):] if request.path.startswith("/api/hotlora") else request.path
     headers = {name.lower(): value for name, value in request.headers.items()}
-    body = await _read(request, api.body_limit(request.method, path))
-    response = await handled(api, Request(request.method, path, dict(request.query), headers, body, request.remote or ""))
+    response = await answered(api, Request(request.method, path, dict(request.query), headers, client=request.remote or ""), request.content.iter_any())
     if isinstance(response.body, bytes):
         return web.Response(status=response.status, headers=response.headers, body=response.body)
     stream = web.StreamResponse(status=response.status, headers=response.headers)
@@ -37,12 +36,3 @@ async def answer(api: Api, request: web.Request) -> web.StreamResponse:
     finally:
         await parts.aclose()
     return stream
-
-
-async def _read(request: web.Request, limit: int) -> bytes:
-    """The body; of one that is too long only as much as shows it."""
-    body = bytearray()
-    async for block in request.content.iter_any():
-        if len(body) <= limit:
-            body += block[:limit + 1 - len(body)]
-    return bytes(body)

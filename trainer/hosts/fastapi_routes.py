@@ -6,11 +6,11 @@ import base64
 import hmac
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, AsyncIterator, Callable
 from urllib.parse import parse_qsl
 
 from ..api import Api, Request, Response
-from .async_parts import handled, parts_of
+from .async_parts import answered, parts_of
 
 NAME = "hotlora"
 
@@ -37,24 +37,19 @@ class HotLoRA:
         if root and path.startswith(f"{root}/hotlora"):  # newer servers leave the prefix in
             path = path[len(root):]
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        body = await _read(receive, self.api.body_limit(scope["method"], path))
         query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True))
         client = scope.get("client") or ("",)
-        response = await handled(self.api, Request(scope["method"], path, query, headers, body, client[0]))
+        response = await answered(self.api, Request(scope["method"], path, query, headers, client=client[0]), _blocks(receive))
         await _send(response, scope["method"] == "HEAD", receive, send)
 
 
-async def _read(receive: Callable, limit: int) -> bytes:
-    """The body; of one that is too long only as much as shows it."""
-    body = bytearray()
-    while True:
+async def _blocks(receive: Callable) -> AsyncIterator[bytes]:
+    """The body as it comes."""
+    more = True
+    while more:
         message = await receive()
-        if message["type"] != "http.request":
-            return bytes(body)
-        if len(body) <= limit:
-            body += message.get("body", b"")[:limit + 1 - len(body)]
-        if not message.get("more_body"):
-            return bytes(body)
+        yield message.get("body", b"")
+        more = message["type"] == "http.request" and message.get("more_body")
 
 
 async def _send(response: Response, head_only: bool, receive: Callable, send: Callable) -> None:

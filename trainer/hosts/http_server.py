@@ -5,6 +5,7 @@ import logging
 import shutil
 import socket
 import sys
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -69,25 +70,6 @@ class Handler(BaseHTTPRequestHandler):
         if not (text.isascii() and text.isdigit() and len(text) < 16) or len(self.headers.get_all("content-length", [])) > 1:
             self._refuse(400, "Content-Length is not a number")
             return
-        length, limit = int(text), self.server.api.body_limit(self.command, unquote(self.path.partition("?")[0]))
-        body = self.rfile.read(min(length, limit + 1))
-        if length > limit:
-            self._drain(min(length - len(body), DRAINED))
-            self.close_connection = True
-        if self.path in ("/", "") and self.command in ("GET", "HEAD"):
-            self._send(Response(307, {"location": "/hotlora/"}, b""))
-        else:
-            self._answer(body)
-
-    def _drain(self, left: int) -> None:
-        while left > 0 and (block := self.rfile.read(min(left, 1 << 16))):
-            left -= len(block)
-
-    def _refuse(self, status: int, sentence: str) -> None:
-        self.close_connection = True
-        self._send(Response(status, {"content-type": "application/json"}, b'{"error": "%s"}' % sentence.encode()))
-
-    def _answer(self, body: bytes) -> None:
         try:
             parts = urlsplit(self.path)
         except ValueError:
@@ -95,7 +77,26 @@ class Handler(BaseHTTPRequestHandler):
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
         query = dict(parse_qsl(parts.query, keep_blank_values=True))
-        self._send(self.server.api.handle(Request(self.command, unquote(parts.path), query, headers, body, self.client_address[0])))
+        self._answer(Request(self.command, unquote(parts.path), query, headers, client=self.client_address[0]), int(text))
+
+    def _answer(self, request: Request, length: int) -> None:
+        refused = self.server.api.refusal(request)
+        body = b"" if refused else self.rfile.read(min(length, self.server.api.body_limit(request.method, request.path) + 1))
+        self._drain(length - len(body))
+        if self.path in ("/", "") and self.command in ("GET", "HEAD"):
+            self._send(Response(307, {"location": "/hotlora/"}, b""))
+        else:
+            self._send(refused or self.server.api.handle(replace(request, body=body)))
+
+    def _drain(self, left: int) -> None:
+        self.close_connection |= left > DRAINED
+        left = min(left, DRAINED)
+        while left > 0 and (block := self.rfile.read(min(left, 1 << 16))):
+            left -= len(block)
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        self.close_connection = True
+        self._send(Response(status, {"content-type": "application/json"}, b'{"error": "%s"}' % sentence.encode()))
 
     def _send(self, response: Response) -> None:
         try:
