@@ -58,7 +58,7 @@ class LatentCache:
         report = CacheReport()
         for done, example in enumerate(examples):
             bucket = bucket_of(example)
-            key = _key("latents", self.encoder_id, example.content_hash, _mask_hash(example, masks), list(bucket), crops, flip, seed, masks,
+            key = _key("latents", self.encoder_id, example.content_hash, mask_hash(example, masks), list(bucket), crops, flip, seed, masks,
                        _code_hash(augmentation))
             path = self._paths[example.path, example.is_prior] = self.folder / f"{key}.safetensors"
             found = read_entry(path)
@@ -179,7 +179,8 @@ def _key(*parts) -> str:
     return hashlib.blake2b(json.dumps([VERSION, *parts], ensure_ascii=False).encode("utf-8", "surrogatepass"), digest_size=20).hexdigest()
 
 
-def _mask_hash(example: Example, masks: bool) -> str:
+def mask_hash(example: Example, masks: bool) -> str:
+    """Of its file's bytes; empty where it has none or none is wanted."""
     if not masks or example.mask_path is None:
         return ""
     return hashlib.blake2b(example.mask_path.read_bytes(), digest_size=16).hexdigest()

@@ -12,7 +12,7 @@ import torch
 
 from .backend import Backend
 from .buckets import choose_bucket
-from .cache import CacheReport, LatentCache, TextCache
+from .cache import CacheReport, LatentCache, TextCache, mask_hash
 from .config import TrainConfig
 from .extension_points import load_function
 from .gallery import Example, Gallery, without_trigger
@@ -49,6 +49,8 @@ class Dataset:
         self.examples, repeats = [self.examples[i] for i in shown], [repeats[i] for i in shown]
         self.sizes = [self.bucket_of(example) for example in self.examples]
         self.order = SampleOrder(self.sizes, repeats, config.batch_size * config.gradient_accumulation_steps, config.seed)
+        # now, as a mask that is removed during the run must not keep its state from being saved
+        self.use = self._use()
         folder = cache_folder(config)
         self.latents = LatentCache(folder / "latents", backend.encoder_id, partial(encode_image, backend))
         self.texts = TextCache(folder / "texts", backend.text_id, backend.encode_text)
@@ -145,5 +147,13 @@ class Dataset:
     def fingerprint(self) -> str:
         """Changes with any picture or caption, not with where they lie."""
         facts = [[e.content_hash, e.caption, list(size)] for e, size in zip(self.examples, self.sizes)]
-        facts += [["held out", e.content_hash, e.caption] for e in self.held_out]
-        return hashlib.blake2b(json.dumps(facts, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+        return _hash(facts + [["held out", e.content_hash, e.caption] for e in self.held_out])
+
+    def _use(self) -> str:
+        """Changes with how often each picture is shown, which are prior ones, and their masks. Beside the fingerprint, as older states have that alone."""
+        repeats = [*self.order.repeats, *(0 for _ in self.held_out)]
+        return _hash([[e.content_hash, repeat, e.is_prior, mask_hash(e, self.config.masks)] for e, repeat in zip([*self.examples, *self.held_out], repeats)])
+
+
+def _hash(facts: list) -> str:
+    return hashlib.blake2b(json.dumps(facts, ensure_ascii=False).encode(), digest_size=16).hexdigest()

@@ -192,8 +192,8 @@ class Ranks(Alone):
         self.together(lambda: check_share(config.batch_size, config.gradient_accumulation_steps, self.world))
         self.use_gpus(backend.device)
         settings = {key: value for key, value in config.to_dict().items() if key not in OF_A_MACHINE}
-        self.check_same({"the settings": settings, "the pictures and captions": dataset.fingerprint(), "the weights of the base": backend.base_hash,
-                         "the versions of HotLoRA": __version__, "the versions of torch": torch.__version__})
+        self.check_same({"the settings": settings, "the pictures and captions": dataset.fingerprint(), "the repeats and masks": dataset.use,
+                         "the weights of the base": backend.base_hash, "the versions of HotLoRA": __version__, "the versions of torch": torch.__version__})
         return SharedSession(config, backend, dataset, adapter, ranks=self, **options)
 
     def same_values(self, tensors: Iterable[torch.Tensor]) -> None:

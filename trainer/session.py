@@ -432,8 +432,8 @@ class Session:
     def state_dict(self) -> dict[str, Any]:
         return {"adapter": self.adapter.state_dict(), "optimizer": self.moments.state_dict(), "scheduler": self.scheduler.state_dict(),
                 "precision": self.precision.state_dict(), "ema": self.ema.state_dict() if self.ema else {}, "elapsed": self.elapsed,
-                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "base": self._base(), "started_at": self.started_at,
-                "validation": {**self.progress.state_dict(), "weights": self.best}}
+                "config": self.config.to_dict(), "pictures": self.dataset.fingerprint(), "use": self.dataset.use, "base": self._base(),
+                "started_at": self.started_at, "validation": {**self.progress.state_dict(), "weights": self.best}}
 
     def resume(self) -> list[str]:
         """Go on from the newest readable state in the output folder. Returns what differs from the run that wrote it.
@@ -482,6 +482,8 @@ class Session:
         changed = [f"{key} was {then.get(key)!r} and is now {now[key]!r}" for key in now if then.get(key) != now[key] and key not in _FREE]
         if state["pictures"] != self.dataset.fingerprint():
             changed.append("pictures or captions have changed since")
+        elif state.get("use", self.dataset.use) != self.dataset.use:
+            changed.append("repeats, masks or prior pictures have changed since")
         return changed
 
     def _base(self) -> dict[str, str]:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hotlora.trainer.backend import SampleRequest
 from hotlora.trainer.listeners import RunLog, TensorBoard
 from hotlora.trainer.lora_file import load_lora
 from hotlora.trainer.output_files import OutputError
 from hotlora.trainer.session import Listener, NotANumber, Outcome
-from hotlora.trainer.state import find_states, put_states_aside
+from hotlora.trainer.state import find_states, put_states_aside, save_state
 
 
 def weights_of(session):
@@ -433,6 +434,32 @@ def test_resumable_says_whether_the_unfinished_run_is_the_same(config, session_o
     assert not session_of(config, learning_rate=2e-3).resumable() and not session_of(config, lora_rank=2).resumable()
     session_of(config).train()
     assert not session_of(config).resumable()
+
+
+def test_a_run_whose_repeats_or_masks_have_changed_is_not_the_same(config, session_of, gallery):
+    masked = replace(config, train_data_dir=str(gallery.parent), masks=True)
+    gallery.rename(gallery.parent / "1_sks")
+    session_of(masked, [Stopper(2)]).train()
+    assert session_of(masked).resumable()
+    (gallery.parent / "1_sks").rename(gallery.parent / "3_sks")
+    changed = session_of(masked)
+    assert not changed.resumable() and changed.resume() == ["repeats, masks or prior pictures have changed since"]
+    (gallery.parent / "3_sks").rename(gallery.parent / "1_sks")
+    assert session_of(masked).resumable()
+    Image.new("L", (64, 64), 0).save(gallery.parent / "1_sks" / "0_mask.png")
+    assert not session_of(masked).resumable()
+
+
+def test_a_state_of_an_earlier_version_tells_no_repeats_and_goes_on(config, session_of, gallery):
+    several = replace(config, train_data_dir=str(gallery.parent))
+    gallery.rename(gallery.parent / "3_sks")
+    stopped = session_of(several, [Stopper(2)])
+    stopped.train()
+    state = torch.load(find_states(stopped.folder, "mascot")[0], weights_only=True)
+    del state["use"], state["version"]
+    save_state(stopped.folder, "mascot", state.pop("step"), state)
+    again = session_of(several)
+    assert again.resumable() and again.resume() == []
 
 
 def test_states_that_are_put_aside_meet_no_other_run(config, session_of):
