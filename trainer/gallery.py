@@ -84,7 +84,7 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
     caption lacks is put first. Raises ValueError when the folder or the metadata cannot be read or no picture is usable.
     """
     root = existing_folder(folder)
-    files = list_files(root)
+    files = list_files(root, masks)
     gallery = Gallery(root, [], list(files.skipped))
     if not files.pictures:
         raise ValueError(_no_pictures(gallery))

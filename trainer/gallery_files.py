@@ -42,8 +42,8 @@ class GalleryFiles:
         return self.masks.get((path.parent, composed(path.stem)))
 
     def orphaned_masks(self) -> list[Path]:
-        """Masks beside which there is no picture of their name."""
-        stems = {(path.parent, composed(path.stem)) for path in self.pictures}
+        """Masks beside which there is no picture of their name, not even one of a format that is not read."""
+        stems = {(path.parent, composed(path.stem)) for path in (*self.pictures, *(item.path for item in self.skipped))}
         return [path for key, path in self.masks.items() if key not in stems]
 
     def sidecars_of(self, path: Path) -> list[Path]:
@@ -73,8 +73,12 @@ def existing_metadata(metadata_path: str | Path, root: Path) -> Path:
     raise ValueError(f"The metadata file {printable(metadata_path)} does not exist; give a .csv or .jsonl file, or leave metadata_path out.")
 
 
-def list_files(root: Path) -> GalleryFiles:
-    """All files below `root`, pictures sorted by path. Links are followed, but each real folder is entered once."""
+def list_files(root: Path, masks: bool = False) -> GalleryFiles:
+    """All files below `root`, pictures sorted by path. Links are followed, but each real folder is entered once.
+
+    A `catwoman_mask.png` without a picture `catwoman` beside it is a picture itself, but where `masks` are wanted: there it may be one whose picture is
+    missing.
+    """
     files = GalleryFiles()
     entered: set[str] = set()
     waiting = [root]
@@ -98,6 +102,10 @@ def list_files(root: Path) -> GalleryFiles:
                 waiting.append(path)
             else:
                 _add_file(path, files)
+    if not masks:
+        alone = set(files.orphaned_masks())
+        files.pictures += alone
+        files.masks = {key: path for key, path in files.masks.items() if path not in alone}
     for paths in (files.pictures, files.metadata):
         paths.sort(key=lambda path: path_order(path, root))
     return files

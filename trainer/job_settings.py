@@ -107,7 +107,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     config, warnings = checked_settings(host, settings)
     root = existing_folder(config.train_data_dir)
     unwanted = left_out(root).union(config.leave_out)
-    pictures = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
+    pictures = [path for path in list_files(root, config.masks).pictures if relative_name(path, root) not in unwanted]
     captions = planned_captions(config, tuple(host.model_folders()))
     seen = sum(config.repeats * folder_repeats(path, root)[0] for path in pictures)
     base = base_of(host, config)

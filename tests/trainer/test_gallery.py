@@ -164,7 +164,7 @@ def test_errors(tmp_path: Path) -> None:
         read_gallery(tmp_path / "bad")
     picture(tmp_path / "masks" / "a_mask.png")
     with pytest.raises(ValueError, match="no pictures"):
-        read_gallery(tmp_path / "masks")
+        read_gallery(tmp_path / "masks", masks=True)
 
 
 def test_repeats(tmp_path: Path) -> None:
@@ -319,7 +319,20 @@ def test_masks(tmp_path: Path) -> None:
     assert "its mask b_mask.png cannot be used" in reasons(gallery)["b.png"]
     assert gallery.warnings == ["These masks belong to no picture: gone_MASK.png."] and "masks: 1" in gallery.report()
     without = read_gallery(tmp_path, trigger="sks")
-    assert len(without.examples) == 3 and all(example.mask_path is None for example in without.examples) and not without.warnings
+    assert [example.path.name for example in without.examples] == ["a.jpg", "b.png", "c.png", "gone_MASK.png"]
+    assert all(example.mask_path is None for example in without.examples) and not without.warnings
+
+
+def test_a_picture_called_as_a_mask_is_a_picture_where_no_masks_are_wanted(tmp_path: Path) -> None:
+    for name in ("a.png", "catwoman_mask.png", "b.jpg", "b_mask.png"):
+        picture(tmp_path / name)
+    write(tmp_path / "catwoman_mask.txt", "a cat")
+    write(tmp_path / "c.heic", "of a phone")
+    picture(tmp_path / "c_mask.png")
+    gallery = read_gallery(tmp_path, trigger="sks")
+    assert captions(gallery) == {"a.png": "sks", "b.jpg": "sks", "catwoman_mask.png": "sks, a cat"} and not gallery.warnings
+    masked = read_gallery(tmp_path, trigger="sks", masks=True)
+    assert captions(masked).keys() == {"a.png", "b.jpg"} and masked.warnings == ["These masks belong to no picture: catwoman_mask.png."]
 
 
 def test_masks_from_nowhere_are_a_warning(tmp_path: Path) -> None:
