@@ -193,6 +193,9 @@ class TrainConfig(CheckedSettings):
         if self.preservation_weight and not self.trigger.strip():
             raise ValueError(f"preservation_weight is {self.preservation_weight:g}, which needs a trigger word to tell what is learned from what stays; "
                              "set trigger, or remove it")
+        if self.masks and self.augmentation:
+            raise ValueError(f"masks is true and augmentation is {self.augmentation!r}, but a function that moves or turns a picture leaves its mask where "
+                             "it was; set masks: false, or remove augmentation")
         if self.min_timestep >= self.max_timestep:
             raise ValueError(f"min_timestep is {self.min_timestep} but must be below max_timestep, which is {self.max_timestep}; "
                              "lower the first or raise the second")

@@ -16,9 +16,9 @@ with a file `my_training.py` such as this:
         return 0.1 * (out_BCHW - target_BCHW).mean(dim=(2, 3)).square().mean()
 
 The augmentation runs before a picture is cut to size and encoded, once for each cut in the cache, and draws its random numbers
-from `rng` alone, so that a run can be repeated. The loss term gets the raw output of the model and what it should have been
-(noise, v or flow), the timesteps, and `batch`, a dict with what the session has of the samples. An optimizer of your own is
-named as `optimizer: package.Class`.
+from `rng` alone, so that a run can be repeated. It knows nothing of a picture's mask, so `masks` is turned down beside it. The loss term
+gets the raw output of the model and what it should have been (noise, v or flow), the timesteps, and `batch`, a dict with what the
+session has of the samples. An optimizer of your own is named as `optimizer: package.Class`.
 '''
 from __future__ import annotations
 

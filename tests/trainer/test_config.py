@@ -143,6 +143,7 @@ def test_from_dict_takes_our_own_keys_only():
     (dict(steps=5, epochs=2), "steps is 5 and epochs is 2, but only one"),
     (dict(min_timestep=500, max_timestep=500), "min_timestep is 500 but must be below max_timestep"),
     (dict(optimizer_args={"lr": 1}), "move its value to learning_rate"), (dict(name="a/b"), "use 'a_b' instead"),
+    (dict(masks=True, augmentation="a.py:turn"), "masks is true and augmentation is 'a.py:turn', but"),
     (dict(trigger="a\0b"), "trigger is"), (dict(trigger="\ud800"), "trigger is"), (dict(seed=10**5000), "more than 60 digits")])
 def test_settings_that_contradict_or_cannot_be_saved(values, message):
     with pytest.raises(ValueError, match=re.escape(message)):
