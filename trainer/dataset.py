@@ -32,8 +32,8 @@ def cache_folder(config: TrainConfig) -> Path:
 class Dataset:
     """Examples of a gallery, and of a second one for prior preservation, with what a step needs of them.
 
-    Prior pictures are shown as often in total as the user's own (2208.12242), weighted by prior_loss_weight. Those of the gallery
-    that are `held_out` are prepared, but no step shows them.
+    Prior pictures are shown as often in total as the user's own (2208.12242), weighted by prior_loss_weight; of more than that each epoch
+    shows others. Those of the gallery that are `held_out` are prepared, but no step shows them.
     """
 
     def __init__(self, config: TrainConfig, backend: Backend, gallery: Gallery, prior: Gallery | None = None, held_out: Sequence[Example] = ()) -> None:
@@ -41,14 +41,17 @@ class Dataset:
         self.resolution = config.resolution or backend.resolution
         own_examples = [example for example in gallery.examples if example not in self.held_out]
         self.examples: list[Example] = [*own_examples, *(prior.examples if prior else [])]
-        repeats = [example.repeats for example in own_examples]
-        if prior:
-            own, number = sum(repeats), len(prior.examples)
+        repeats, turns = [example.repeats for example in own_examples], 0
+        own = sum(repeats)
+        if prior and len(prior.examples) > own:
+            repeats, turns = repeats + [0] * len(prior.examples), own
+        elif prior:
+            number = len(prior.examples)
             repeats += [own // number + (i < own % number) for i in range(number)]
-        shown = [i for i, repeat in enumerate(repeats) if repeat]
-        self.examples, repeats = [self.examples[i] for i in shown], [repeats[i] for i in shown]
+        # earlier versions showed no more of the prior pictures than these, and their states are to go on
+        self._fingerprinted = len(own_examples) + own
         self.sizes = [self.bucket_of(example) for example in self.examples]
-        self.order = SampleOrder(self.sizes, repeats, config.batch_size * config.gradient_accumulation_steps, config.seed)
+        self.order = SampleOrder(self.sizes, repeats, config.batch_size * config.gradient_accumulation_steps, config.seed, turns)
         # now, as a mask that is removed during the run must not keep its state from being saved
         self.use = self._use()
         folder = cache_folder(config)
@@ -64,18 +67,19 @@ class Dataset:
         step = max(config.bucket_step, self.backend.size_step) if self.resolution >= 64 else config.bucket_step
         return choose_bucket(example.width, example.height, self.resolution, step, config.upscale, config.bucketing)
 
-    def prepare(self, progress: Callable[[int, int], None] | None = None, part: tuple[int, int] = (0, 1)) -> dict[str, CacheReport]:
-        """Encode what is not in the cache yet; `part`: (index, of) for one of so many processes that share the work and the cache."""
+    def prepare(self, steps: int, progress: Callable[[int, int], None] | None = None, part: tuple[int, int] = (0, 1)) -> dict[str, CacheReport]:
+        """Encode what so many steps show and the cache has not yet; `part`: (index, of) for one of so many processes that share work and cache."""
         index, parts = part
         augmentation = load_function(self.config.augmentation, "augmentation") if self.config.augmentation else None
-        pictures = [*self.examples, *self.held_out]
+        shown = [self.examples[i] for i in self.order.shown_within(steps)]
+        pictures = [*shown, *self.held_out]
         # equal pictures have one entry, which one process makes
         turns = {content: number % parts for number, content in enumerate(dict.fromkeys(e.content_hash for e in pictures))}
         reports = {"pictures": self.latents.prepare(
             [e for e in pictures if turns[e.content_hash] == index], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
         if not self.encodes_in_steps:
             reports["captions"] = self.texts.prepare(sorted({
-                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else []), *self.preserved_captions()})[index::parts])
+                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else []), *self.preserved_captions(shown)})[index::parts])
         return reports
 
     def collate(self, batch: list[tuple[int, int]], step: int) -> dict[str, Any]:
@@ -139,14 +143,14 @@ class Dataset:
         rest = [without_trigger(e.caption, config.trigger, config.class_word) if config.trigger.strip() else "" for e in self.gallery.examples]
         return ["", *[prompt for prompt in dict.fromkeys([config.class_word.strip(), *rest]) if prompt][:3]]
 
-    def preserved_captions(self) -> list[str]:
+    def preserved_captions(self, examples: list[Example]) -> list[str]:
         """Captions that preservation_weight asks for."""
         config = self.config
-        return [without_trigger(e.caption, config.trigger, config.class_word) for e in self.examples] if config.preservation_weight else []
+        return [without_trigger(e.caption, config.trigger, config.class_word) for e in examples] if config.preservation_weight else []
 
     def fingerprint(self) -> str:
         """Changes with any picture or caption, not with where they lie."""
-        facts = [[e.content_hash, e.caption, list(size)] for e, size in zip(self.examples, self.sizes)]
+        facts = [[e.content_hash, e.caption, list(size)] for e, size in zip(self.examples[:self._fingerprinted], self.sizes)]
         return _hash(facts + [["held out", e.content_hash, e.caption] for e in self.held_out])
 
     def _use(self) -> str:

@@ -152,7 +152,7 @@ def _prepare(dataset: Dataset, backend: Backend, progress, part: Part = WHOLE) -
                 progress(done, total)
             turn.give_way()
 
-        return dataset.prepare(prepared, part)
+        return dataset.prepare(total_steps(dataset.config, dataset), prepared, part)
 
 
 def check_folders(config: TrainConfig) -> None:

@@ -11,24 +11,31 @@ from .randomness import python_random
 class SampleOrder:
     """The samples of every step, as indices into a list of pictures with their sizes and repeats.
 
+    Pictures with 0 repeats take turns: each epoch shows `turns` of them, and the next one goes on from there.
+
     A step has `group` samples: batch size times accumulation. Within an epoch every picture comes as often as its repeats
     say. Groups of one size are formed as far as possible, so that batches are full; what is left over is mixed, and the last
     group is filled up from the front of the epoch. How a group is cut into batches changes nothing but rounding.
     """
 
-    def __init__(self, sizes: Sequence[tuple[int, int]], repeats: Sequence[int], group: int, seed: int) -> None:
+    def __init__(self, sizes: Sequence[tuple[int, int]], repeats: Sequence[int], group: int, seed: int, turns: int = 0) -> None:
         assert len(sizes) == len(repeats) > 0 and group > 0
         self.sizes, self.repeats, self.group, self.seed = list(sizes), list(repeats), group, seed
-        self.samples_per_epoch = sum(repeats)
-        counts: dict[tuple[int, int], int] = {}
-        for size, repeat in zip(sizes, repeats):
-            counts[size] = counts.get(size, 0) + repeat
-        self.steps_per_epoch = sum(n // group for n in counts.values()) + math.ceil(sum(n % group for n in counts.values()) / group)
+        self.samples_per_epoch = sum(repeats) + turns
+        self.steps_per_epoch = math.ceil(self.samples_per_epoch / group)
+        self._turns, self._waiting = turns, [index for index, repeat in enumerate(repeats) if not repeat]
+        python_random(seed, "turns", 0, 0).shuffle(self._waiting)
+        assert turns <= len(self._waiting)
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
     def of_step(self, step: int) -> list[int]:
         """Picture indices of a step, `group` of them; steps count from 0."""
         return self._epoch(step // self.steps_per_epoch)[step % self.steps_per_epoch]
+
+    def shown_within(self, steps: int) -> list[int]:
+        """The pictures that the first `steps` steps show, in whole epochs."""
+        never = set(self._waiting[math.ceil(steps / self.steps_per_epoch) * self._turns:])
+        return [index for index in range(len(self.sizes)) if index not in never]
 
     def batches(self, step: int, batch_size: int, part: tuple[int, int] = (0, 1)) -> list[list[tuple[int, int]]]:
         """The step's samples as batches of one size each: lists of (sample number within the step, picture index).
@@ -52,6 +59,7 @@ class SampleOrder:
     def _make_epoch(self, epoch: int) -> list[list[int]]:
         rng = python_random(self.seed, "order", epoch, 0)
         everything = [index for index, repeat in enumerate(self.repeats) for _ in range(repeat)]
+        everything += [self._waiting[(epoch * self._turns + turn) % len(self._waiting)] for turn in range(self._turns)]
         rng.shuffle(everything)
         by_size: dict[tuple[int, int], list[int]] = {}
         for index in everything:

@@ -366,6 +366,27 @@ def test_prior_pictures_count_with_their_weight(session_of, config, gallery, tmp
     assert 0 < losses[0.0] < losses[1.0]
 
 
+def test_of_more_prior_pictures_than_own_each_epoch_shows_others(session_of, config, tmp_path):
+    (tmp_path / "prior").mkdir()
+    for i in range(20):
+        Image.new("RGB", (64, 64), (i * 12, 0, 0)).save(tmp_path / "prior" / f"{i:02}.png")
+    changes = {"reg_data_dir": str(tmp_path / "prior"), "batch_size": 4, "steps": 5}
+    straight = session_of(config, output_dir=str(tmp_path / "straight"), **changes)
+    order, is_prior = straight.dataset.order, [example.is_prior for example in straight.dataset.examples]
+    assert order.samples_per_epoch == 12 and order.steps_per_epoch == 3 and sum(is_prior) == 20
+    prior = [{i for step in range(3 * epoch, 3 * epoch + 3) for i in order.of_step(step) if is_prior[i]} for epoch in range(4)]
+    assert [len(shown) for shown in prior] == [6] * 4 and len(set().union(*prior)) == 20
+    assert len(list((tmp_path / "straight" / "cache" / "latents").iterdir())) == 6 + 12, "what two epochs show is prepared"
+    straight.train()
+    session_of(config, [Stopper(2)], **changes).train()
+    (tmp_path / "prior" / "19.png").rename(tmp_path / "19.png")
+    assert session_of(config, **changes).resume() == ["repeats, masks or prior pictures have changed since"], "not by what earlier versions noted"
+    (tmp_path / "19.png").rename(tmp_path / "prior" / "19.png")
+    second = session_of(config, **changes)
+    assert second.resumable() and second.resume() == [] and second.train().step == 5
+    assert_same(weights_of(straight), weights_of(second))
+
+
 def test_the_written_keys_and_metadata(session_of, config):
     weights, metadata = load_lora(session_of(config, save_format="both").train().lora)
     assert all(key.startswith("lora_unet_") for key in weights)
