@@ -21,7 +21,7 @@ from .randomness import python_random
 from .samples import SampleOrder
 
 IN_MEMORY = 512
-"""Prepared pictures that are kept in memory; of more the rest is read again when its turn comes."""
+"""Prepared pictures, and captions, that are kept in memory; of more the rest is read again when its turn comes."""
 
 
 def cache_folder(config: TrainConfig) -> Path:
@@ -76,10 +76,12 @@ class Dataset:
         # equal pictures have one entry, which one process makes
         turns = {content: number % parts for number, content in enumerate(dict.fromkeys(e.content_hash for e in pictures))}
         reports = {"pictures": self.latents.prepare(
-            [e for e in pictures if turns[e.content_hash] == index], self.bucket_of, self.config.crops, self.config.flip, self.config.seed, self.config.masks, augmentation, progress)}
+            [e for e in pictures if turns[e.content_hash] == index], self.bucket_of, self.config.crops, self.config.flip, self.config.seed,
+            self.config.masks, augmentation, progress)}
         if not self.encodes_in_steps:
             reports["captions"] = self.texts.prepare(sorted({
-                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else []), *self.preserved_captions(shown)})[index::parts])
+                "", *(example.caption for example in pictures), *(self.drift_prompts() if self.config.validation else []),
+                *self.preserved_captions(shown)})[index::parts])
         return reports
 
     def collate(self, batch: list[tuple[int, int]], step: int) -> dict[str, Any]:
@@ -116,18 +118,11 @@ class Dataset:
         """What the denoiser is told: from the cache, or encoded now where the text encoder learns or tags are shuffled."""
         if self.encodes_in_steps:
             return self.backend.encode_text(captions, grad=self.trains_text)
-        for caption in captions:
-            if caption not in self._embedded:
-                self._embedded[caption] = self.texts.load(caption)
-        found = [self._embedded[caption] for caption in captions]
+        found = [_kept(self._embedded, caption, self.texts.load) for caption in captions]
         return {key: x.to(self.backend.device) for key, x in self.backend.batch_text(found).items()}
 
     def _load(self, index: int) -> dict[str, torch.Tensor]:
-        if index not in self._loaded:
-            if len(self._loaded) >= IN_MEMORY:
-                self._loaded.pop(next(iter(self._loaded)))
-            self._loaded[index] = self.latents.load(self.examples[index])
-        return self._loaded[index]
+        return _kept(self._loaded, index, lambda _: self.latents.load(self.examples[index]))
 
     def tag_counts(self) -> dict[str, int]:
         """How often each comma-separated part of the captions comes, most frequent first, at most 500."""
@@ -157,6 +152,15 @@ class Dataset:
         """Changes with how often each picture is shown, which are prior ones, and their masks. Beside the fingerprint, as older states have that alone."""
         repeats = [*self.order.repeats, *(0 for _ in self.held_out)]
         return _hash([[e.content_hash, repeat, e.is_prior, mask_hash(e, self.config.masks)] for e, repeat in zip([*self.examples, *self.held_out], repeats)])
+
+
+def _kept(store: dict[Any, dict[str, torch.Tensor]], key: Any, load: Callable[[Any], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """From memory, or loaded in the place of what has been there longest."""
+    if key not in store:
+        if len(store) >= IN_MEMORY:
+            store.pop(next(iter(store)))
+        store[key] = load(key)
+    return store[key]
 
 
 def _hash(facts: list) -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hotlora.trainer import dataset
 from hotlora.trainer.backend import repeat_text, stack_text
 from hotlora.trainer.hosts.standalone import StandaloneBackend
 from hotlora.trainer.run import make_session, read_material
@@ -75,6 +76,17 @@ def test_a_repeated_caption_says_the_same_and_one_padded_with_zeros_does_not(in_
     torch.testing.assert_close(predicted({"hidden_BLD": beside}), predicted(text), rtol=1e-4, atol=1e-5)
     padded = torch.cat([text["hidden_BLD"], torch.zeros_like(text["hidden_BLD"])], 1)
     assert (predicted({"hidden_BLD": padded}) - predicted(text)).abs().max() > 1e-3
+
+
+def test_as_many_captions_as_pictures_are_kept_in_memory(session_of, config, monkeypatch):
+    """Also of a batch that has more of them than are kept; what has left the memory is on the disk."""
+    monkeypatch.setattr(dataset, "IN_MEMORY", 3)
+    data, captions = session_of(config).dataset, [f"a photo of sks, number {i}" for i in range(5)]
+    data.texts.prepare(captions)
+    monkeypatch.setattr(data.texts, "encode", lambda _: pytest.fail("a caption was encoded twice"))
+    first = data.condition(captions)
+    assert list(data._embedded) == captions[2:]
+    assert torch.equal(data.condition(captions)["hidden_BLD"], first["hidden_BLD"]) and len(data._embedded) == 3
 
 
 def test_texts_of_different_lengths_are_never_stacked_by_mistake():
