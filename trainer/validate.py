@@ -101,6 +101,8 @@ class Progress:
         stopped = f"stopped at step {self.measurements[-1].step:,} of {total_steps:,}"
         if self.best is None:
             return f"{stopped}: prior drift has not risen since step {self._highest():,}, so that more steps would teach little"
+        if not any(m.held_out < 0 for m in self.measurements if math.isfinite(m.held_out)):
+            return f"{stopped}: held-out loss has never been below the base's; step {self.best:,}, where it was lowest, is kept"
         return f"{stopped}: held-out loss has lost more than a third of its gain since step {self.best:,}, which is kept"
 
     def state_dict(self) -> dict[str, Any]:

@@ -194,6 +194,8 @@ def test_progress_knows_the_best_and_the_end():
     assert not progress.is_over(1000)
     never = Progress()
     assert [never.add(Measurement(step, value, 0.1)) for step, value in ((1, 0.2), (2, 0.3), (3, 0.1))] == [True, False, True] and never.best == 3
+    assert never.why(10) == "stopped at step 3 of 10: held-out loss has never been below the base's; step 3, where it was lowest, is kept"
+    assert progress.why(1000).endswith("held-out loss has lost more than a third of its gain since step 1,100, which is kept")
     again = Progress()
     again.load_state_dict(json.loads(json.dumps(progress.state_dict())))
     assert again == progress

@@ -27,6 +27,7 @@ export const zhServer = [
   [/^stopped before the first step; nothing had been learned yet$/, "第一步之前就已停止，还没有学到内容"],
   [/^stopped before the first step.*; nothing had been learned yet, so that no LoRA was written; Resume goes on from here$/, "第一步之前就已停止，还没有学到内容，因此没有写 LoRA；点击“继续”可从这里开始"],
   [/^stopped at step ([\d,]+) of ([\d,]+): held-out loss has lost more than a third of its gain since step ([\d,]+), which is kept; the LoRA is (.*)$/, "停在第 $1 步（共 $2 步）：自第 $3 步起，在留出图片上学到的已丢失三分之一以上，已保留第 $3 步的结果；LoRA 文件：$4"],
+  [/^stopped at step ([\d,]+) of ([\d,]+): held-out loss has never been below the base's; step ([\d,]+), where it was lowest, is kept; the LoRA is (.*)$/, "停在第 $1 步（共 $2 步）：留出图片的损失始终没有低于底模，已保留其中最低的第 $3 步的结果；LoRA 文件：$4"],
   [/^stopped at step ([\d,]+) of ([\d,]+): prior drift has not risen since step ([\d,]+), so that more steps would teach little; the LoRA is (.*)$/, "停在第 $1 步（共 $2 步）：先验漂移自第 $3 步起不再上升，继续训练收获很小；LoRA 文件：$4"],
   [/^completed (\d+) steps?; the LoRA is (.*)$/, "训练完成，共 $1 步；LoRA 文件：$2"],
   [/^stopped after step (\d+) of (\d+).*; what was learned is (.*); Resume goes on from here$/, "停在第 $1 步（共 $2 步）；学到的内容已保存到 $3，点击“继续”可接着训练"],
