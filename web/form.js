@@ -84,12 +84,17 @@ export function spread(settings, steps) {
   };
 }
 
+// What a plan is asked for. How often previews and saves come is known only when the steps are; until then any number stands for "some".
+export function question(one) {
+  return { settings: { preview_steps: 1, save_steps: 1, ...settingsOf(one) }, preset: one.preset };
+}
+
 // Fill the form from settings, as a file or a former run has them. On a page that has just been opened the list of settings may still
 // be on its way; without it none of them would be taken over.
 export async function formFrom(settings, preset) {
   const known = await allSettings();
   const { train_data_dir, name, trigger, ...rest } = settings;
-  const more = Object.fromEntries(Object.entries(rest).filter(([key, value]) => known.some((one) => one.name === key && !one.decided && !same(one, value))));
+  const more = Object.fromEntries(Object.entries(rest).filter(([key, value]) => value !== null && known.some((one) => one.name === key && !one.decided)));
   changeForm({ folder: train_data_dir ?? "", name: name ?? "", trigger: trigger ?? "", preset: presetName(preset ?? form.preset), subject: "", more });
 }
 

@@ -1,6 +1,7 @@
 """The first screen in a real browser: from pictures to a LoRA, over reloads, a killed server and two tabs."""
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -228,6 +229,35 @@ def test_settings_go_to_a_yaml_file_and_back(shared_server, open_page, gallery, 
     assert other.get_by_label("Name", exact=True).input_value() == "in_a_file"
     other.get_by_text("6 pictures, 77 steps").wait_for()
     context.close()
+
+
+def kept_form(page) -> dict:
+    return page.evaluate("JSON.parse(localStorage['hotlora.form'])")
+
+
+def test_what_train_would_do_is_what_is_saved_and_what_is_loaded_is_what_train_does(shared_server, open_page, gallery, tmp_path):
+    page = open_page(shared_server)
+    page.locator("input[list=hl-folders]").fill(str(gallery))
+    page.get_by_role("radio", name="Best").check()
+    page.get_by_text("6 pictures, 600 steps").wait_for()
+    page.locator("details.advanced > summary").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save settings").click()
+    saved = shared_server.post("settings/load", {"name": "x.yaml", "text": Path(download.value.path()).read_text()})["settings"]
+    assert saved.items() >= {"steps": 600, "lora_rank": 32, "batch_size": 4, "lr_scheduler": "inverse_sqrt", "preview_steps": 75, "save_steps": 150}.items()
+
+    file = tmp_path / "mine.yaml"
+    file.write_text("lora_rank: 16\nlearning_rate: 1e-4\nlr_scheduler: cosine\n")
+    page.locator("details.advanced input[type=file]").set_input_files(file)
+    page.get_by_text("Settings of mine.yaml loaded.").wait_for()
+    assert kept_form(page)["more"] == {"lora_rank": 16, "learning_rate": 1e-4, "lr_scheduler": "cosine"}
+    # the usual value is a choice also when it is chosen by hand, after another
+    page.get_by_role("searchbox", name="Search settings").fill("lr_scheduler")
+    scheduler = page.locator("#hl-set-lr_scheduler")
+    for choice in ("constant", "cosine"):
+        scheduler.select_option(choice)
+    page.get_by_text("6 pictures").first.wait_for()
+    assert kept_form(page)["more"]["lr_scheduler"] == "cosine" and scheduler.input_value() == "cosine"
 
 
 def test_the_queue_is_ordered_and_the_history_undone(server, open_page, gallery):

@@ -2,15 +2,12 @@
 from __future__ import annotations
 
 from ..paths import path_of
-from ..presets import FORMER_NAMES, PRESETS
 from .guard import allowed_folder, check_links, check_named_file
-from .info_routes import SETTINGS_BODY
+from .info_routes import PRESET, SETTINGS_BODY
 from .messages import ApiError, Response
 from .routes import API, Call, Route
 from .schema import MAX_INT, integer, objects
 
-PRESET = {"type": ["string", "null"], "enum": [*PRESETS, *FORMER_NAMES, None],
-          "description": "Fills in what the settings leave out, by their purpose and the number of pictures; null takes the defaults."}
 RUN = objects({"settings": SETTINGS_BODY, "preset": PRESET}, required=["settings"])
 FOLDERS = ("train_data_dir", "reg_data_dir")
 FILES = ("metadata_path", "init_lora")

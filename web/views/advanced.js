@@ -2,7 +2,7 @@
 import { useRef, useState } from "../vendor/hooks.mjs";
 import { html, toast, useStore } from "../store.js";
 import { post } from "../api.js";
-import { changeMore, formFrom, getForm, same, settingsOf, spread, useForm } from "../form.js";
+import { changeMore, formFrom, getForm, question, same, settingsOf, spread, useForm } from "../form.js";
 import { said, settingHelp, settingName, settingUnit, t } from "../i18n.js";
 import { Exported, exportJob } from "./bundle.js";
 import { Icon, Problem } from "./parts.js";
@@ -100,8 +100,8 @@ function placeholder(setting, told) {
 
 function Control({ id, setting, value, filled, placeholder: shown }) {
   const describedBy = `${id}-hint`;
-  // the default is no change, but where the preset says something else the default is one
-  const isStandard = (next) => (filled === undefined ? same(setting, next) && !["lora_rank", "learning_rate", "steps"].includes(setting.name) : filled === next);
+  // the default is no change, but where something else may count without it the default is one
+  const isStandard = (next) => (filled === undefined ? same(setting, next) && !setting.filled : filled === next);
   const set = (next) => changeMore(setting.name, next === undefined || isStandard(next) ? undefined : next);
   const standard = filled ?? setting.default;
   if (setting.kind === "bool") {
@@ -159,7 +159,7 @@ function SettingsFile({ onError }) {
   const save = async () => {
     try {
       const form = getForm();
-      const { text } = await post("settings/save", { settings: settingsOf(form) });
+      const { text } = await post("settings/save", { settings: await complete(form), preset: form.preset });
       download(`${form.name.trim() || "hotlora"}.yaml`, text);
     } catch (error) {
       onError(error);
@@ -168,6 +168,14 @@ function SettingsFile({ onError }) {
   return html`<button type="button" class="link" onClick=${() => input.current.click()}>${t("advanced.load")}</button>
     <input ref=${input} type="file" class="hidden" tabindex="-1" accept=".yaml,.yml,.toml,.json" aria-label=${t("advanced.load")} onChange=${load} />
     <button type="button" class="link" onClick=${save}>${t("advanced.save")}</button>`;
+}
+
+// With the length that a start would have; without pictures that can be counted it stays open.
+async function complete(form) {
+  const settings = settingsOf(form);
+  const told = await post("jobs/plan", question(form)).catch(() => null);
+  if (!told) return settings;
+  return { ...spread(settings, told.steps), steps: settings.steps ?? (settings.epochs === undefined ? told.steps : undefined) };
 }
 
 function download(name, text) {

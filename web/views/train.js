@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, useStore } from "../store.js";
 import { post } from "../api.js";
-import { changeForm, changeMore, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
+import { changeForm, changeMore, question, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
 import { duration, number, said, settingName, t } from "../i18n.js";
 import { lazy } from "../lazy.js";
 import { activeJob, currentJob, takeJob } from "../live.js";
@@ -106,11 +106,6 @@ async function planned(form) {
   const settings = settingsOf(form);
   const told = await post("jobs/plan", question(form));
   return { settings, steps: told.steps };
-}
-
-// How often previews and saves come is known only when the steps are; until then any number stands for "some".
-function question(form) {
-  return { settings: { preview_steps: 1, save_steps: 1, ...settingsOf(form) }, preset: form.preset };
 }
 
 // The plan for what is in the form, a moment after the last change.

@@ -130,10 +130,29 @@ def test_settings_files_are_read_and_written_as_the_command_line_does(client, ga
     text = client.post("settings/save", {"settings": {"train_data_dir": str(gallery), "lora_rank": 4, "learning_rate": "2e-4", "steps": None}})["text"]
     assert "lora_rank: 4" in text
     back = client.post("settings/load", {"name": "my.yaml", "text": text})["settings"]
-    assert back == {"train_data_dir": str(gallery), "lora_rank": 4, "learning_rate": 2e-4}
+    assert back | {"train_data_dir": str(gallery), "lora_rank": 4, "learning_rate": 2e-4} == back
     assert client.post("settings/load", {"name": "x.toml", "text": "network_dim = 4\nmax_train_steps = 7\n"})["settings"]["steps"] == 7
     assert "line 2" in client.post("settings/load", {"name": "my.yaml", "text": "a: 1\n b: ["}, 400)["error"]
     assert "lora_rank" in client.post("settings/load", {"name": "my.yaml", "text": "lora_rnak: 4"}, 400)["error"]
+
+
+def test_a_settings_file_has_what_the_preset_fills_in_and_comes_back_under_another(client, gallery):
+    given = {"train_data_dir": str(gallery), "steps": 600, "batch_size": 2}
+    text = client.post("settings/save", {"settings": given, "preset": "best"})["text"]
+    saved = client.post("settings/load", {"name": "my.yaml", "text": text})["settings"]
+    started = client.post("jobs/plan", {"settings": given, "preset": "best"})
+    assert started["filled"].items() <= saved.items() and "conv_rank" in started["filled"]
+    assert (saved["steps"], saved["batch_size"], saved["base_model"]) == (600, 2, "demo")
+    # nothing is left for another preset to fill in
+    assert client.post("jobs/plan", {"settings": saved, "preset": "quick"})["filled"] == {}
+    assert client.post("settings/save", {"settings": given, "preset": "most"}, 400)
+
+
+def test_a_settings_file_names_defaults_that_a_preset_would_change(client):
+    named = "lora_rank: 16\nlearning_rate: 1e-4\nlr_scheduler: cosine\npreview_steps: 0\nflip: false\nsteps: null\n"
+    assert client.post("settings/load", {"name": "my.yaml", "text": named})["settings"] == {
+        "lora_rank": 16, "learning_rate": 1e-4, "lr_scheduler": "cosine", "preview_steps": 0}
+    assert client.post("settings/load", {"name": "kohya.toml", "text": "network_dim = 16\n"})["settings"] == {"lora_rank": 16}
 
 
 def test_the_status_says_what_is_possible(client, api, tmp_path):
