@@ -34,11 +34,20 @@ _one_thumbnail = threading.BoundedSemaphore(4)
 
 @dataclass
 class Place:
-    """Where a picture's caption stands: a row of a metadata file, a text file, or nowhere yet (both None)."""
+    """Where a picture's caption stands: a row of a metadata file, a text file, or nowhere yet (both None).
+
+    `unreadable` is a text file that says something, and nobody knows what: a picture with one is not without a caption.
+    """
 
     caption: str
     row: Located | None = None
     sidecar: Path | None = None
+    unreadable: Path | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a machine may write a caption."""
+        return not self.caption and self.unreadable is None
 
     def name(self, root: Path) -> str:
         path = self.sidecar or (self.row.file if self.row is not None and self.caption else None)
@@ -58,9 +67,10 @@ def captions_of(root: Path, files: GalleryFiles) -> tuple[dict[Path, Place], Loc
                     caption = read_sidecar(sidecar)
                 except ValueError as error:
                     warnings.append(printable(error))
+                    place.unreadable = sidecar
                     continue
                 if caption:
-                    place = Place(caption, row, sidecar)
+                    place = Place(caption, row, sidecar, place.unreadable)
                     break
         places[path] = place
     return places, table, warnings

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 from .captions.decoding import decode_text
 from .captions.editing import edited_metadata, edited_sidecar
 from .captions.marks import Marks
+from .captions.matching import composed
 from .captions.metadata import parse_metadata
 from .captions.sidecar import LARGEST, tidy
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
@@ -26,7 +28,7 @@ from .output_files import write_atomically
 from .pictures import SUFFIXES, UnreadablePicture, check_picture
 
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
-LONGEST = 150
+LONGEST, MASK = 150, "_mask"
 _one_edit = threading.RLock()
 """Edits of two tabs come one after the other; files of one gallery are read, changed and written as a whole."""
 
@@ -47,7 +49,12 @@ def _safe_part(part: str) -> str:
     part = "".join("_" if char in '<>:"|?*' or unicodedata.category(char) in ("Cc", "Cs", "Cf") else char for char in part)
     part = part.strip(" ").lstrip(".").rstrip(". ")
     stem, suffix = os.path.splitext(part)
-    stem = stem.encode("utf-8")[:LONGEST].decode("utf-8", "ignore")
+    encoded = stem.encode("utf-8")
+    if len(encoded) > LONGEST:
+        # two long names, such as prompts, may differ at their ends only
+        mask = MASK if stem.endswith(MASK) else ""
+        whole = hashlib.blake2b(stem.removesuffix(mask).encode("utf-8"), digest_size=4).hexdigest()
+        stem = f"{encoded[:LONGEST - 15].decode('utf-8', 'ignore')}-{whole}{mask}"
     return f"_{stem}{suffix}" if RESERVED.match(part) else stem + suffix
 
 
@@ -80,14 +87,15 @@ def upload(root: Path, file: str, data: bytes) -> str:
 
 def _place(root: Path, file: str, data: bytes, is_text: bool) -> str:
     path = inside(root, file)
-    number, stem = 1, path.stem
+    number, mask = 1, MASK if path.stem.endswith(MASK) and path.suffix.lower() == ".png" else ""
+    stem = path.stem.removesuffix(mask)
     while path.exists():
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return relative_name(path, root)
         if is_text:
             raise Occupied(f"{file} is in the gallery already with another text; edit the captions there, or remove that file first")
         number += 1
-        path = path.with_name(f"{stem} ({number}){path.suffix}")
+        path = path.with_name(f"{stem} ({number}){mask}{path.suffix}")
     write_atomically(path, data)
     return relative_name(path, root)
 
@@ -109,13 +117,14 @@ def write_captions(home: Path, root: Path, captions: dict[str, str]) -> dict[str
         rows: dict[Path, dict[str, str]] = {}
         texts: dict[Path, str] = {}
         for path, text in changed.items():
-            _plan_edit(path, text, places[path], files, rows, texts)
+            _plan_edit(path, text, places, files, rows, texts)
         contents = {path: edited_metadata(path, path.read_bytes(), edits) for path, edits in rows.items()}
         contents |= {path: edited_sidecar(path.read_bytes() if path.exists() else None, text) for path, text in texts.items()}
+        unreadable = {places[path].unreadable for path in changed}
         history = History(home, root)
         history.add({relative_name(path, root): {"before": places[path].caption, "after": text} for path, text in changed.items()})
         for path, data in contents.items():
-            if path in rows:
+            if path in rows or path in unreadable:
                 history.keep(path)
             write_atomically(path, data)
         return captions_now(root, list(captions))
@@ -129,17 +138,29 @@ def captions_now(root: Path, names: list[str]) -> dict[str, Any]:
             for path, place in places.items() if (name := relative_name(path, root)) in wanted}
 
 
-def _plan_edit(path: Path, text: str, place: Place, files: GalleryFiles, rows: dict[Path, dict[str, str]], texts: dict[Path, str]) -> None:
-    """Which row or text file a new caption goes to. One that is emptied must not let another, hidden so far, come up."""
+def _plan_edit(path: Path, text: str, places: dict[Path, Place], files: GalleryFiles, rows: dict[Path, dict[str, str]], texts: dict[Path, str]) -> None:
+    """Which row or text file a new caption goes to. One that is emptied must not let another, hidden so far, come up.
+
+    A text file that several pictures of one stem have in common is given up: each of them gets its own first.
+    """
+    place, others = places[path], files.others_of_stem(path)
+    common = [sidecar for sidecar in files.sidecars_of(path) if composed(sidecar.stem) != composed(path.name)] if others else []
     if place.row is not None and (str(place.row) or place.sidecar is None):
         rows.setdefault(place.row.file, {})[place.row.row] = text
+    if place.sidecar in common or not text:
+        for other in others:
+            if places[other].sidecar in common:
+                texts.setdefault(files.own_sidecar(other), places[other].caption)
     if not text:
         for sidecar in files.sidecars_of(path):
             texts[sidecar] = ""
+    elif place.sidecar in common:
+        texts[files.own_sidecar(path)] = text
+        texts[place.sidecar] = ""
     elif place.sidecar is not None:
         texts[place.sidecar] = text
     elif place.row is None:
-        texts[path.with_suffix(".txt")] = text
+        texts[files.own_sidecar(path)] = text
 
 
 class History:
@@ -160,7 +181,7 @@ class History:
             os.fsync(stream.fileno())
 
     def keep(self, path: Path) -> None:
-        """Keep a metadata file as it was before it is edited for the first time, and once a day."""
+        """Keep a file whose text the history does not hold as it was before it is edited for the first time, and once a day."""
         name = f"{time.strftime('%Y%m%d')}-{folder_key(path)[:8]}-{path.name}"
         if not (self.folder / name).exists():
             write_atomically(self.folder / name, path.read_bytes())
@@ -193,8 +214,7 @@ def remove(home: Path, root: Path, names: list[str]) -> list[str]:
         place = _next_place(home, root)
         for name in dict.fromkeys(names):
             path = known[name]
-            shares_stem = sum(other.parent == path.parent and other.stem == path.stem for other in files.pictures) > 1
-            companions = [] if shares_stem else [*files.sidecars_of(path), *filter(None, [files.mask_of(path)])]
+            companions = [] if files.others_of_stem(path) else [*files.sidecars_of(path), *filter(None, [files.mask_of(path)])]
             for part in [path, *companions]:
                 move_file(part, place / relative_name(part, root))
         return list(dict.fromkeys(names))
@@ -207,18 +227,19 @@ def restore(home: Path, root: Path, names: list[str]) -> list[str]:
         moves: list[tuple[Path, Path]] = []
         for name in dict.fromkeys(names):
             target = inside(root, name)
-            source = next((place / name for place in places if (place / name).is_file()), None)
+            source = next((place / name for place in places if (place / name).is_file() or (place / name).is_symlink()), None)
             if source is None:
                 raise ValueError(f"{name[:200]} is not among the removed pictures of {root}")
             if target.exists():
                 raise Occupied(f"{name[:200]} is in the gallery again; rename or remove that one first")
             moves.append((source, target))
             for part in source.parent.iterdir():
-                is_own = part.stem in (source.stem, source.name, f"{source.stem}_mask") and part.suffix.lower() in (*SIDECAR_SUFFIXES, ".png")
+                suffix = part.suffix.lower()
+                is_own = part.stem in (source.stem, source.name) and suffix in SIDECAR_SUFFIXES or part.stem == source.stem + MASK and suffix == ".png"
                 if part != source and is_own and not (target.parent / part.name).exists():
                     moves.append((part, target.parent / part.name))
         for source, target in moves:
-            if source.exists():
+            if source.exists() or source.is_symlink():
                 move_file(source, target)
         return list(dict.fromkeys(names))
 
@@ -267,6 +288,10 @@ def move_file(source: Path, target: Path) -> None:
             raise
         handle, temporary = tempfile.mkstemp(dir=target.parent)
         os.close(handle)
-        shutil.copy2(source, temporary)
-        os.replace(temporary, target)
+        try:
+            shutil.copy2(source, temporary)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
         source.unlink()

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from .captions.matching import composed
@@ -36,6 +37,21 @@ class GalleryFiles:
     sidecars: dict[tuple[Path, str, str], Path] = field(default_factory=dict)
     metadata: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+
+    @cached_property
+    def _of_stem(self) -> dict[tuple[Path, str], list[Path]]:
+        found: dict[tuple[Path, str], list[Path]] = {}
+        for path in self.pictures:
+            found.setdefault((path.parent, composed(path.stem)), []).append(path)
+        return found
+
+    def others_of_stem(self, path: Path) -> list[Path]:
+        """Pictures that `photo.txt` belongs to as well as to `photo.jpg`."""
+        return [other for other in self._of_stem.get((path.parent, composed(path.stem)), []) if other != path]
+
+    def own_sidecar(self, path: Path) -> Path:
+        """Where a new caption goes: `photo.txt`; `photo.jpg.txt` where two pictures share their stem."""
+        return path.with_name(path.name + ".txt") if self.others_of_stem(path) else path.with_suffix(".txt")
 
     def mask_of(self, path: Path) -> Path | None:
         """The `photo_mask.png` of `photo.jpg`."""

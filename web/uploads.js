@@ -3,6 +3,7 @@ import { upload } from "./api.js";
 
 const PICTURE = /\.(jpe?g|jfif|png|webp|bmp|gif|avif|tiff?)$/i;
 const TEXT = /(\.(txt|caption)|^metadata\.(csv|jsonl))$/i;
+const MASK = /_mask$/i;
 const AT_ONCE = 3;
 
 const paths = new WeakMap();   // of files out of dropped folders
@@ -52,25 +53,51 @@ async function collect(entry, files) {
   }
 }
 
-// A pasted picture is always called image.png; the server finds a free name.
+// A pasted picture is always called image.png; the server finds a free name. What belongs to a picture, its caption file or mask, goes by the name
+// that the picture got: under its own it would be another picture's that is there already.
 export async function sendFiles(folder, files, onProgress) {
   const failed = [];
   const sent = [];
   const top = folderOf(files);
-  let next = 0;
+  const placed = new Map();   // path of a picture, as it was sent -> name that it got, or null
   let done = 0;
   onProgress(0, files.length);
-  const worker = async () => {
-    while (next < files.length) {
-      const file = files[next++];
-      try {
-        sent.push((await upload(folder, file, nameInGallery(file, top))).file);
-      } catch (error) {
-        failed.push({ name: file.name, error });
+  const sendAll = async (some, nameOf) => {
+    let next = 0;
+    const worker = async () => {
+      while (next < some.length) {
+        const file = some[next++];
+        const name = nameOf(file);
+        let got = null;
+        try {
+          if (name) sent.push(got = (await upload(folder, file, name)).file);
+        } catch (error) {
+          failed.push({ name: file.name, error });
+        }
+        if (!TEXT.test(file.name)) placed.set(nameInGallery(file, top), got);
+        onProgress(++done, files.length);
       }
-      onProgress(++done, files.length);
-    }
+    };
+    await Promise.all(Array.from({ length: AT_ONCE }, worker));
   };
-  await Promise.all(Array.from({ length: AT_ONCE }, worker));
+  const names = new Set(files.filter((file) => !TEXT.test(file.name)).map((file) => stemOf(nameInGallery(file, top))));
+  const belongs = (file) => TEXT.test(file.name) || names.has(stemOf(nameInGallery(file, top)).replace(MASK, ""));
+  await sendAll(files.filter((file) => !belongs(file)), (file) => nameInGallery(file, top));
+  await sendAll(files.filter(belongs), (file) => besideItsPicture(nameInGallery(file, top), placed));
   return { sent, failed };
+}
+
+const stemOf = (path) => path.replace(/\.[^./]*$/, "");
+
+// `photo.txt`, `photo.jpg.txt` or `photo_mask.png` for the name that `photo.jpg` got; null where that one was not taken.
+function besideItsPicture(path, placed) {
+  const stem = stemOf(path);
+  const suffix = path.slice(stem.length);
+  if (placed.has(stem)) return placed.get(stem) && placed.get(stem) + suffix;
+  const mask = MASK.test(stem) && !TEXT.test(path) ? MASK.exec(stem)[0] : "";
+  const own = stem.slice(0, stem.length - mask.length);
+  const got = [...placed].filter(([sent]) => stemOf(sent) === own).map(([, name]) => name);
+  if (!got.length) return path;
+  const stems = new Set(got.filter(Boolean).map(stemOf));
+  return stems.size === 1 ? [...stems][0] + mask + suffix : stems.size ? path : null;
 }

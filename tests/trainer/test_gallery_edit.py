@@ -1,6 +1,9 @@
 """Changes to a gallery: nothing else changes, nothing is overwritten, nothing is lost."""
+import errno
 import io
 import json
+import os
+import shutil
 import threading
 
 import pytest
@@ -11,9 +14,11 @@ from PIL import Image
 from hotlora.trainer.captions.metadata import parse_metadata
 from hotlora.trainer.captions.editing import edited_metadata
 from hotlora.trainer.captions.sidecar import tidy
+from hotlora.trainer.captions.automatic import pictures_without
+from hotlora.trainer.captions.writing import write_new
 from hotlora.trainer.galleries import describe_gallery, inside
 from hotlora.trainer.gallery import read_gallery
-from hotlora.trainer.gallery_edit import History, Occupied, remove, restore, safe_file, upload, write_captions
+from hotlora.trainer.gallery_edit import History, Occupied, move_file, remove, restore, safe_file, upload, write_captions
 
 
 def png(colour="red", size=(16, 16)):
@@ -142,9 +147,86 @@ def test_any_table_is_edited_exactly_or_not_at_all(tmp_path, rows, new, delimite
 
 @pytest.mark.parametrize("file, expected", [
     ("photo.png", "photo.png"), ("faces/photo.png", "faces/photo.png"), ("faces\\photo.png", "faces/photo.png"), ("a:b?.png", "a_b_.png"),
-    ("CON.png", "_CON.png"), (".hidden.png", "hidden.png"), ("x" * 300 + ".png", "x" * 150 + ".png"), ("/abs/x.png", "abs/x.png"), ("е́.png", "е́.png")])
+    ("CON.png", "_CON.png"), (".hidden.png", "hidden.png"), ("/abs/x.png", "abs/x.png"), ("е́.png", "е́.png")])
 def test_names_of_uploads(file, expected):
     assert safe_file(file) == expected
+
+
+def test_long_names_that_differ_at_their_end_stay_apart_and_together_with_what_is_theirs():
+    one, two = (safe_file("一只可爱的小猫" * 10 + end + ".png") for end in "甲乙")
+    assert one != two and one[:40] == two[:40] and len(one.encode()) <= 154
+    assert safe_file("一只可爱的小猫" * 10 + "甲.txt") == one[:-4] + ".txt" and safe_file("一只可爱的小猫" * 10 + "甲_mask.png") == one[:-4] + "_mask.png"
+    assert safe_file("x" * 150 + ".png") == "x" * 150 + ".png"
+
+
+@pytest.mark.parametrize("text", ["рыжий кот".encode("koi8-r") + b"\x98\xff\x81", b"a word " * 200_000], ids=["no known encoding", "too long"])
+def test_a_text_that_cannot_be_read_is_no_missing_caption(home, root, text):
+    (root / "a.txt").write_bytes(text)
+    assert "a.txt cannot be read" in str(describe_gallery(str(root))["warnings"]) or "a.txt is larger" in str(describe_gallery(str(root))["warnings"])
+    assert [path.name for path in pictures_without(root)[1]] == ["b.png", "c.png"]
+    assert list(write_new(root, {root / f"{name}.png": "made" for name in "ab"}, "m", "any")) == [root / "b.png"]
+    assert (root / "a.txt").read_bytes() == text
+    write_captions(home, root, {"a.png": "typed"})
+    assert captions(root)["a.png"] == ("typed", "a.txt")
+    assert [path.read_bytes() for path in (home / "history").rglob("*a.txt")] == [text]
+
+
+def test_pictures_of_one_stem_have_captions_of_their_own(home, root):
+    (root / "a.jpg").write_bytes(png("white"))
+    (root / "a.txt").write_text("in common")
+    assert captions(root)["a.jpg"][0] == captions(root)["a.png"][0] == "in common"
+    write_captions(home, root, {"a.jpg": "the white one"})
+    assert (captions(root)["a.jpg"], captions(root)["a.png"]) == (("the white one", "a.jpg.txt"), ("in common", "a.png.txt"))
+    write_captions(home, root, {"a.jpg": "white", "a.png": "red", "b.png": "green"})
+    assert {file: text for file, (text, _) in captions(root).items()} == {"a.jpg": "white", "a.png": "red", "b.png": "green", "c.png": ""}
+    write_captions(home, root, {"a.jpg": ""})
+    assert {file: text for file, (text, _) in captions(root).items()} == {"a.jpg": "", "a.png": "red", "b.png": "green", "c.png": ""}
+
+
+def test_emptying_the_caption_of_one_picture_leaves_the_other_of_its_stem_what_they_had_in_common(home, root):
+    (root / "a.jpg").write_bytes(png("white"))
+    (root / "a.txt").write_text("in common")
+    write_captions(home, root, {"a.png": ""})
+    assert captions(root)["a.png"][0] == "" and captions(root)["a.jpg"] == ("in common", "a.jpg.txt")
+
+
+def test_a_mask_stays_one_under_the_name_that_was_free(root):
+    assert upload(root, "a_mask.png", png("white")) == "a_mask.png"
+    assert upload(root, "a_mask.png", png("black")) == "a (2)_mask.png"
+
+
+def test_of_two_removed_pictures_of_one_stem_only_the_one_that_was_asked_for_comes_back(home, root):
+    (root / "a.jpg").write_bytes(png("white"))
+    remove(home, root, ["a.jpg", "a.png"])
+    restore(home, root, ["a.jpg"])
+    assert (root / "a.jpg").exists() and not (root / "a.png").exists()
+    restore(home, root, ["a.png"])
+    assert (root / "a.png").read_bytes() == png("red")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_a_removed_link_comes_back_as_the_link_that_it_was(home, root, tmp_path):
+    (tmp_path / "elsewhere.png").write_bytes(png("white"))
+    (root / "link.png").symlink_to("../elsewhere.png")
+    remove(home, root, ["link.png"])
+    assert not (root / "link.png").is_symlink()
+    restore(home, root, ["link.png"])
+    assert os.readlink(root / "link.png") == "../elsewhere.png" and (root / "link.png").read_bytes() == png("white")
+
+
+def test_a_full_disk_leaves_no_half_of_what_was_to_be_moved(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(png())
+
+    def fails(error):
+        def call(*_):
+            raise OSError(error, os.strerror(error))
+        return call
+
+    monkeypatch.setattr(os, "rename", fails(errno.EXDEV))
+    monkeypatch.setattr(shutil, "copy2", fails(errno.ENOSPC))
+    with pytest.raises(OSError, match="No space"):
+        move_file(tmp_path / "a.png", tmp_path / "other" / "a.png")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.png"]
 
 
 @pytest.mark.parametrize("file", ["../x.png", "a/../../x.png", "..\\x.png", "", "/", "a/..", "a/ /b.png", "/".join("a" * 20)])

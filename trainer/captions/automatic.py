@@ -89,7 +89,7 @@ def pictures_without(folder: str | Path, again: bool = False, only: tuple[str, .
         raise ValueError(f"there is no picture {unknown[0][:200]} in {root}; load the gallery again")
     wanted = set(only) if only is not None else {relative_name(path, root) for path in files.pictures}.difference(left_out(root))
     chosen = [path for path in files.pictures if relative_name(path, root) in wanted
-              and (not places[path].caption or marks is not None and marks.is_automatic(relative_name(path, root), places[path].caption))]
+              and (places[path].is_free or marks is not None and marks.is_automatic(relative_name(path, root), places[path].caption))]
     return root, chosen, sum(bool(place.caption) for place in places.values()) - sum(bool(places[path].caption) for path in chosen)
 
 

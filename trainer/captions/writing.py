@@ -27,7 +27,7 @@ def write_new(root: Path, captions: dict[Path, str], model: str, purpose: str, f
         places, _, _ = captions_of(root, files)
         marks = Marks(root)
         wanted = {path: text for path, text in captions.items() if text and path in places
-                  and (not places[path].caption or replace and marks.is_automatic(relative_name(path, root), places[path].caption))}
+                  and (places[path].is_free or replace and marks.is_automatic(relative_name(path, root), places[path].caption))}
         if not wanted:
             return {}
         edits = _planned(root, wanted, places, files, form)
@@ -117,11 +117,8 @@ def _table(root: Path, files: GalleryFiles) -> Path:
 
 
 def _sidecar_of(path: Path, files: GalleryFiles) -> Path:
-    """An empty text file that is there, or `photo.txt`; `photo.jpg.txt` where two pictures share their stem."""
-    for existing in files.sidecars_of(path):
-        return existing
-    shared = sum(other.parent == path.parent and other.stem == path.stem for other in files.pictures) > 1
-    return path.with_name(path.name + ".txt") if shared else path.with_suffix(".txt")
+    """An empty text file that is there, or a new one."""
+    return next(iter(files.sidecars_of(path)), None) or files.own_sidecar(path)
 
 
 def with_rows(path: Path, data: bytes | None, rows: dict[str, str]) -> bytes:
