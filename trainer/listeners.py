@@ -57,7 +57,7 @@ class TensorBoard(Listener):
         from torch.utils.tensorboard import SummaryWriter
 
         folder = session.folder / "tensorboard" / session.name
-        self.writer = SummaryWriter(str(folder), purge_step=session.step if session.step else None)
+        self.writer = SummaryWriter(str(folder), purge_step=purge_step(session.step))
 
     def stepped(self, session: Session, report: StepReport) -> None:
         if report.step % session.config.log_every and report.step != report.total_steps and report.step != 1:
@@ -78,6 +78,11 @@ class TensorBoard(Listener):
     def ended(self, session: Session, outcome: Outcome) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def purge_step(done: int) -> int:
+    """From which step on a run that begins after `done` steps takes the place of what is in its folder: of all where it is new."""
+    return done + 1 if done else 0
 
 
 class RunLog(Listener):

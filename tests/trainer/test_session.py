@@ -324,6 +324,27 @@ def test_previews_tensorboard_and_log(session_of, config):
         assert expected in text, expected
 
 
+def test_a_new_run_takes_the_place_of_the_earlier_curves_and_a_resumed_one_goes_on(session_of, config, monkeypatch):
+    event_files = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer")
+    # files of one second are read in the order of this number's text, and 10 would come before 9
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(1))
+
+    def curve():
+        events = event_files.EventAccumulator(str(Path(config.output_dir) / "tensorboard" / "mascot"))
+        events.Reload()
+        return [(e.step, pytest.approx(e.value)) for e in events.Scalars("loss")]
+
+    session_of(config, [TensorBoard()], steps=6, log_every=1).train()
+    second, third = Recorder(), Recorder()
+    session_of(config, [second, TensorBoard(), Stopper(2)], seed=1, log_every=1).train()
+    assert curve() == list(enumerate(second.losses, 1)) and len(second.losses) == 2
+    resumed = session_of(config, [third, TensorBoard()], seed=1, log_every=1)
+    resumed.resume()
+    resumed.train()
+    assert curve() == list(enumerate(second.losses + third.losses, 1)) and len(third.losses) == 2
+
+
 def test_previews_do_not_change_the_run(session_of, config, tmp_path):
     plain = session_of(config, output_dir=str(tmp_path / "plain"))
     plain.train()

@@ -15,6 +15,7 @@ from typing import Any, Callable
 import torch
 from transformers import TrainerCallback
 
+from ..listeners import purge_step
 from ..output_files import put_folder
 from ..progress_file import ProgressFile
 from ..session import NotANumber
@@ -159,7 +160,7 @@ def make_writer(config: LanguageConfig, name: str, step: int) -> Any:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(Path(config.output_dir) / "tensorboard" / name), purge_step=step or None)
+    return SummaryWriter(str(Path(config.output_dir) / "tensorboard" / name), purge_step=purge_step(step))
 
 
 def _due(every: int, step: int) -> bool:

@@ -109,6 +109,28 @@ def test_a_stopped_run_goes_on_exactly(config, run_of, tmp_path, changes):
     assert done.status == "completed" and done.step == 9 and same(weights(done.lora), undisturbed)
 
 
+def test_a_new_run_takes_the_place_of_the_earlier_curves_and_a_resumed_one_goes_on(config, run_of, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer as writer
+
+    # files of one second are read in the order of this number's text, and 10 would come before 9
+    monkeypatch.setattr(writer, "_global_uid", writer.AtomicCounter(1))
+
+    def steps():
+        events = EventAccumulator(str(Path(config.output_dir) / "tensorboard" / "facts"))
+        events.Reload()
+        return [event.step for event in events.Scalars("loss")]
+
+    config = replace(config, tensorboard=True, log_every=1)
+    run_of(config).train()
+    assert steps() == [1, 2, 3, 4, 5, 6]
+    run = run_of(config)
+    during(run, 3, run.stop).train()
+    assert steps() == [1, 2, 3]
+    run_of(config, resume=True).train()
+    assert steps() == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
 def test_a_killed_run_goes_on_exactly(config, run_of, tmp_path):
     config = replace(config, steps=12, save_steps=5, lora_dropout=0.1)
