@@ -58,6 +58,41 @@ def test_what_is_said_of_the_previews_is_what_will_be_drawn(server, open_page, g
     page.get_by_text("Previews: your own prompts, under Advanced.").wait_for()
 
 
+DOUBLE = """async (name) => {
+  const button = () => [...document.querySelectorAll("button")].find((one) => one.innerText.trim() === name || one.innerText.trim() === "Add to the queue");
+  const clicked = button();
+  clicked.click();
+  // the second click, once the first one's answer is there
+  const began = performance.getEntriesByType("resource").length;
+  while (performance.getEntriesByType("resource").slice(began).every((one) => !/\\/(jobs|drawings|again)$/.test(one.name))) await new Promise((next) => setTimeout(next, 5));
+  await new Promise((next) => setTimeout(next, 60));
+  const off = button().disabled;
+  button().click();
+  return off;
+}"""
+
+
+def test_a_double_click_makes_one_run_and_one_drawing(server, open_page, gallery):
+    page = open_page(server)
+    fill_form(page, gallery, name="twice", steps=2, resolution=64)
+    page.get_by_text("6 pictures, 2 steps").wait_for()
+    assert page.evaluate(DOUBLE, "Train")
+    until(page, "!document.querySelector('.main-actions button').disabled")
+    assert len(server.get("jobs")["jobs"]) == 1
+    status(page, "completed")
+    page.evaluate("location.hash = '#/try'")
+    page.get_by_text("Seed, steps, size, negative prompt").click()
+    page.get_by_label("Sampler steps").fill("1")
+    assert page.evaluate(DOUBLE, "Draw")
+    until(page, "!document.querySelector('.main-actions button').disabled")
+    assert len(server.get("drawings")["drawings"]) == 1
+    page.evaluate("location.hash = '#/runs'")
+    page.get_by_role("button", name="Train again").wait_for()
+    assert page.evaluate(DOUBLE, "Train again")
+    until(page, "![...document.querySelectorAll('button')].some((one) => one.ariaBusy === 'true')")
+    assert len(server.get("jobs")["jobs"]) == 2
+
+
 def test_the_plan_is_asked_for_once_and_follows_what_happens_to_the_pictures(server, open_page, gallery, browser):
     context = browser.new_context(locale="en-US")
     asked = []

@@ -60,8 +60,11 @@ export function Problem({ error, onClose }) {
   </div>`;
 }
 
-// A button whose work may take a while and may fail: it waits, and hands the error to `onError`.
-export function Action({ icon, label, run, onError, kind = "", disabled, title, compact }) {
+const REST = 600;   // ms in which the second half of a double click comes
+
+// A button whose work may take a while and may fail: it waits, and hands the error to `onError`. What makes something new with each click
+// is done `once` by a double click.
+export function Action({ icon, label, run, onError, kind = "", disabled, title, compact, once }) {
   const [busy, setBusy] = useState(false);
   const alive = useRef(true);
   useEffect(() => () => { alive.current = false; }, []);
@@ -70,6 +73,7 @@ export function Action({ icon, label, run, onError, kind = "", disabled, title, 
     onError?.(null);
     try {
       await run();
+      if (once) await new Promise((rested) => { setTimeout(rested, REST); });
     } catch (error) {
       onError?.(error);
     } finally {

@@ -76,7 +76,7 @@ function Outcome({ job, waiting }) {
 function Controls({ job, waiting, onError }) {
   const can = new Set(job.commands ?? []);
   const run = (name) => () => command(job.id, name);
-  const button = (name, icon, label, kind) => can.has(name) && html`<${Action} icon=${icon} label=${label} kind=${kind} run=${run(name)} onError=${onError} />`;
+  const button = (name, icon, label, kind) => can.has(name) && html`<${Action} icon=${icon} label=${label} kind=${kind} run=${run(name)} onError=${onError} once=${name === "again"} />`;
   const lora = job.lora ?? job.saved?.at(-1)?.name;
   const resume = can.has("resume") && (job.status !== "queued" || waiting);
   return html`<div class="actions">

@@ -61,7 +61,7 @@ function Row({ job, onError, before, after, compared, onCompare, onExport }) {
       ${can.has("cancel") && html`<${Action} icon="x" label=${t("run.cancel")} run=${() => command(job.id, "cancel")} onError=${onError} />`}
       ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} onError=${onError} />`}
       ${can.has("resume") && job.status !== "queued" && html`<${Action} icon="play" label=${t("run.resume")} run=${() => command(job.id, "resume")} onError=${onError} />`}
-      ${can.has("again") && !ACTIVE.includes(job.status) && job.status !== "queued" && html`<${Action} icon="again" label=${t("run.again")} run=${() => command(job.id, "again")} onError=${onError} />`}
+      ${can.has("again") && !ACTIVE.includes(job.status) && job.status !== "queued" && html`<${Action} icon="again" label=${t("run.again")} run=${() => command(job.id, "again")} onError=${onError} once />`}
       ${onCompare && job.step > 1 && html`<button type="button" class="button" aria-pressed=${compared} onClick=${() => onCompare(job.id)}>${t("runs.curve")}</button>`}
       ${job.status !== "queued" && !ACTIVE.includes(job.status) && html`<${UseSettings} job=${job} onError=${onError} />`}
       ${onExport && html`<${Action} compact icon="save" label=${t("bundle.exportOf", { name: job.name })} run=${() => onExport(job.id)} onError=${onError} />`}

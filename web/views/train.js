@@ -43,14 +43,8 @@ function TrainForm() {
   const status = useStore((s) => s.status);
   const first = useRef(null);
   const train = async () => {
-    setError(null);
-    try {
-      const { settings, steps } = await planned(form);
-      const job = await post("jobs", { settings: spread(settings, steps), preset: form.preset });
-      takeJob(job);
-    } catch (problem) {
-      setError(problem);
-    }
+    const { settings, steps } = await planned(form);
+    takeJob(await post("jobs", { settings: spread(settings, steps), preset: form.preset }));
   };
   return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
     <${Pictures} error=${where === "folder" ? said(error.message) : ""} />
@@ -74,7 +68,7 @@ function TrainForm() {
     <${Told} form=${form} plan=${plan} />
     <${Problem} error=${where ? null : error} onClose=${() => setError(null)} />
     ${status && !status.can_train && status.reason && html`<p class="note"><${Icon} name="warn" />${said(status.reason)}</p>`}
-    <div class="actions main-actions"><${TrainButton} train=${train} /></div>
+    <div class="actions main-actions"><${TrainButton} train=${train} onError=${setError} /></div>
   </form>`;
 }
 
@@ -97,9 +91,9 @@ function Base({ value }) {
     onChange=${(event) => changeMore("base_model", event.target.value)}>${bases.map((one) => html`<option value=${one}>${shortName(one)}</option>`)}</select>`}<//>`;
 }
 
-function TrainButton({ train }) {
+function TrainButton({ train, onError }) {
   const busy = useStore((s) => Boolean(activeJob(s)));
-  return html`<${Action} kind="primary large" icon="play" label=${busy ? t("train.queue") : t("train.start")} run=${train} />`;
+  return html`<${Action} kind="primary large" icon="play" label=${busy ? t("train.queue") : t("train.start")} run=${train} onError=${onError} once />`;
 }
 
 async function planned(form) {

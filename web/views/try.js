@@ -72,7 +72,7 @@ function TryForm({ loras }) {
         <${Field} label=${t("try.height")}>${(id) => html`<input id=${id} inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.height} onInput=${(event) => change({ height: event.target.value })} />`}<//>
       </div></div></details>
     <${Problem} error=${error} onClose=${() => setError(null)} />
-    <div class="actions main-actions"><${Action} kind="primary large" icon="image" label=${t("try.draw")} run=${draw} onError=${setError} /></div>
+    <div class="actions main-actions"><${Action} kind="primary large" icon="image" label=${t("try.draw")} run=${draw} onError=${setError} once /></div>
     <div class="told"><code>${promptOf(name, lora.trigger, form.weight)}</code>
       <div class="actions"><${TryButton} name=${name} trigger=${lora.trigger} weight=${form.weight} onError=${setError} />
         <${Action} compact icon="trash" label=${t("try.delete", { name: lora.name })} run=${remove} onError=${setError} /></div></div>
