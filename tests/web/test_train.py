@@ -353,6 +353,9 @@ def test_a_zoom_stays_while_steps_come_in(server, open_page, gallery):
         return int(page.locator(".u-legend .u-series").first.locator(".u-value").inner_text())
 
     zoomed = at_the_edge()
+    page.locator(".smoothing input").fill("0.5")
+    page.evaluate("new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    assert at_the_edge() == zoomed
     step = server.get(f"jobs/{job['id']}")["step"]
     server.until(job["id"], "running", step=step + 10)
     until(page, lambda: int(page.locator(".run-line").inner_text().split()[1].replace(",", "")) >= step + 10, PATIENCE)
@@ -430,6 +433,13 @@ def test_two_curves_are_laid_over_each_other_and_a_run_goes_on_from_the_history(
     page.locator(".loss canvas").wait_for()
     legend = page.locator(".u-legend")
     assert "first (" in legend.inner_text() and "second (" in legend.inner_text()
+    until(page, lambda: page.locator(".plot").get_attribute("aria-label").count("at step 3") == 2)
+    # a curve goes with its run, and comes back with it
+    for name in ("first", "second"):
+        page.get_by_role("button", name=f"Remove {name} from the history").click()
+    page.get_by_label("Loss curves").wait_for(state="detached")
+    page.locator(".toast", has_text="first").get_by_role("button", name="Undo").click()
+    page.locator(".toast", has_text="second").get_by_role("button", name="Undo").click()
     until(page, lambda: page.locator(".plot").get_attribute("aria-label").count("at step 3") == 2)
     row = page.locator(".job-row", has_text="third")
     row.get_by_role("button", name="Resume").click()

@@ -28,6 +28,7 @@ export function LossChart({ runs, height = 190 }) {
   smoothing.current = amount;
   const latest = useRef(runs);
   latest.current = runs;
+  const draws = useRef(null);
   const measures = `${hasHeldOut(runs)} ${hasDrift(runs)}`;
 
   useEffect(() => {
@@ -42,6 +43,7 @@ export function LossChart({ runs, height = 190 }) {
     if (!drawable) return undefined;
     const element = box.current;
     let describing = 0;
+    setZoomed(false);
     const draw = () => {
       const data = dataOf(latest.current, smoothing.current);
       describing ||= setTimeout(() => {
@@ -57,6 +59,7 @@ export function LossChart({ runs, height = 190 }) {
       if (stays) chart.current.plot.redraw();
     };
     draw();
+    draws.current = draw;
     const leave = onCurves(draw);
     const resized = new ResizeObserver(() => chart.current?.plot.setSize({ width: element.clientWidth, height }));
     resized.observe(element);
@@ -67,6 +70,7 @@ export function LossChart({ runs, height = 190 }) {
       draw();
     });
     return () => {
+      draws.current = null;
       leave();
       clearTimeout(describing);
       resized.disconnect();
@@ -74,7 +78,9 @@ export function LossChart({ runs, height = 190 }) {
       chart.current?.plot.destroy();
       chart.current = null;
     };
-  }, [ids, height, amount, drawable, measures]);
+  }, [ids, height, drawable, measures]);
+
+  useEffect(() => draws.current?.(), [amount]);
 
   const changed = (event) => {
     const value = Number(event.target.value);

@@ -23,7 +23,8 @@ export function RunsScreen() {
   const queued = queue.map((id) => byId.get(id)).filter(Boolean);
   const active = jobs.filter((job) => ACTIVE.includes(job.status));
   const past = jobs.filter((job) => !ACTIVE.includes(job.status) && !queue.includes(job.id));
-  const pick = (id) => setCompared((some) => (some.includes(id) ? some.filter((one) => one !== id) : [...some.slice(-1), id]));
+  const shown = compared.filter((id) => byId.has(id));   // one that was removed comes back with Undo
+  const pick = (id) => setCompared(shown.includes(id) ? shown.filter((one) => one !== id) : [...shown.slice(-1), id]);
   const send = async (id) => setExported(await exportJob(jobPath(id, "/bundle")));
   return html`<${Problem} error=${error} onClose=${() => setError(null)} />
     <${Exported} told=${exported} onClose=${() => setExported(null)} />
@@ -34,9 +35,9 @@ export function RunsScreen() {
       <ol class="job-list">${active.map((job) => html`<${Row} key=${job.id} job=${job} onError=${setError} />`)}
         ${queued.map((job, i) => html`<${Row} key=${job.id} job=${job} onError=${setError}
           before=${i > 0 ? queued[i - 1].id : undefined} after=${i < queued.length - 1 ? queued[i + 2]?.id ?? null : undefined} />`)}</ol></section>`}
-    ${compared.length > 0 && html`<section class="card" aria-label=${t("runs.compare")}>
-      ${compared.length === 1 && html`<p class="hint">${t("runs.pickSecond")}</p>`}
-      <${LossChart} key=${compared.join()} height=${260} runs=${compared.filter((id) => byId.has(id)).map((id) => ({ id, name: runName(byId.get(id)) }))} /></section>`}
+    ${shown.length > 0 && html`<section class="card" aria-label=${t("runs.compare")}>
+      ${shown.length === 1 && html`<p class="hint">${t("runs.pickSecond")}</p>`}
+      <${LossChart} key=${shown.join()} height=${260} runs=${shown.map((id) => ({ id, name: runName(byId.get(id)) }))} /></section>`}
     ${past.length > 0 && html`<section class="card" aria-labelledby="hl-history"><h1 id="hl-history">${t("runs.history")}</h1>
       <ul class="job-list">${past.map((job) => html`<${Row} key=${job.id} job=${job} onError=${setError} compared=${compared.includes(job.id)} onCompare=${pick} onExport=${send} />`)}</ul></section>`}
     <${Farms} />
