@@ -80,8 +80,9 @@ export async function sendFiles(folder, files, onProgress) {
     };
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
   };
-  const names = new Set(files.filter((file) => !TEXT.test(file.name)).map((file) => stemOf(nameInGallery(file, top))));
-  const belongs = (file) => TEXT.test(file.name) || names.has(stemOf(nameInGallery(file, top)).replace(MASK, ""));
+  const stems = new Set(files.filter((file) => !TEXT.test(file.name)).map((file) => stemOf(nameInGallery(file, top))));
+  const isMask = (stem) => MASK.test(stem) && stems.has(stem.replace(MASK, ""));
+  const belongs = (file) => TEXT.test(file.name) || isMask(stemOf(nameInGallery(file, top)));
   await sendAll(files.filter((file) => !belongs(file)), (file) => nameInGallery(file, top));
   await sendAll(files.filter(belongs), (file) => besideItsPicture(nameInGallery(file, top), placed));
   return { sent, failed };

@@ -256,3 +256,22 @@ def test_thumbnails_are_kept_on_disk_and_follow_the_picture(shared_server, galle
     drawings.draw_mascot(random.Random(5), "black").resize((400, 400)).save(gallery / "0.png")
     second = shared_server.request("GET", path)[1]
     assert second != first and shared_server.request("GET", path)[1] == second
+
+
+def test_captions_and_masks_go_with_their_picture_when_its_name_is_taken(shared_server, open_page, gallery, tmp_path):
+    second = tmp_path / "second"
+    second.mkdir()
+    drawings.draw_mascot(random.Random(8), "beige").save(second / "0.png")
+    Image.new("L", (64, 64), 255).save(second / "0_mask.png")
+    (second / "0.txt").write_text("the second one")
+    (gallery / "0.txt").unlink()
+    page = open_page(shared_server, "#/gallery")
+    chooser = page.locator(".dropzone input[type=file], .gallery-bar input[type=file]").first
+    chooser.set_input_files([str(gallery / "0.png"), str(gallery / "1.png")])
+    page.get_by_label("Caption of 1.png").wait_for()
+    page.locator("input[type=file]").first.set_input_files(sorted(map(str, second.iterdir())))
+    page.get_by_label("Caption of 0 (2).png").wait_for()
+    until(page, lambda: page.get_by_label("Caption of 0 (2).png").input_value() == "the second one")
+    made = shared_server.folder / "galleries" / page.evaluate("JSON.parse(localStorage['hotlora.form']).folder").rpartition("/")[2]
+    assert sorted(path.name for path in made.iterdir() if not path.name.startswith(".")) == ["0 (2).png", "0 (2).txt", "0 (2)_mask.png", "0.png", "1.png"]
+    assert page.get_by_label("Caption of 0.png", exact=True).input_value() == ""
