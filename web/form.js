@@ -90,12 +90,14 @@ export function question(one) {
 }
 
 // Fill the form from settings, as a file or a former run has them. On a page that has just been opened the list of settings may still
-// be on its way; without it none of them would be taken over.
+// be on its way; without it none of them would be taken over. Returns what brings back the form as it was.
 export async function formFrom(settings, preset) {
   const known = await allSettings();
   const { train_data_dir, name, trigger, ...rest } = settings;
   const more = Object.fromEntries(Object.entries(rest).filter(([key, value]) => value !== null && known.some((one) => one.name === key && !one.decided)));
+  const before = form;
   changeForm({ folder: train_data_dir ?? "", name: name ?? "", trigger: trigger ?? "", preset: presetName(preset ?? form.preset), subject: "", more });
+  return () => changeForm(before);
 }
 
 export const same = (setting, value) => JSON.stringify(value ?? null) === JSON.stringify(setting.default ?? null);

@@ -153,6 +153,35 @@ def test_a_bad_folder_is_told_and_the_form_stays(shared_server, open_page, tmp_p
     assert page.locator("details.advanced .count").first.inner_text() == "2 changed"
 
 
+def test_an_error_stands_at_its_own_field_until_the_form_is_another(shared_server, open_page, gallery, tmp_path):
+    page = open_page(shared_server)
+    train = page.get_by_role("button", name=re.compile("^(Train|Add to the queue)$"))
+    folder = page.locator("input[list=hl-folders]")
+    folder.fill(f"{tmp_path / 'not there'}/")
+    train.click()
+    page.locator(".field-error", has_text="does not exist").wait_for()
+    folder.fill(str(gallery))
+    page.get_by_text("6 pictures").first.wait_for()
+    assert page.locator(".field-error").count() == 0
+    set_advanced(page, {"reg_data_dir": tmp_path / "no regularization"})
+    train.click()
+    page.locator(".problem", has_text="no regularization does not exist").wait_for()
+    assert page.locator(".field-error").count() == 0
+
+
+def test_a_base_that_is_gone_is_shown_and_another_can_be_chosen(shared_server, open_page, gallery):
+    page = open_page(shared_server)
+    form = {"folder": str(gallery), "name": "", "trigger": "sks", "preset": "balanced", "subject": "", "more": {"base_model": "gone.safetensors", "steps": 6}}
+    page.evaluate("form => localStorage.setItem('hotlora.form', JSON.stringify(form))", form)
+    page.reload()
+    page.get_by_text("base_model is 'gone.safetensors' but must be one of demo").wait_for()
+    base = page.get_by_label("Base model")
+    assert base.locator("option:checked").inner_text() == "gone (not here any more)"
+    base.select_option("demo")
+    page.get_by_text("6 pictures, 6 steps").wait_for()
+    base.wait_for(state="detached")
+
+
 @pytest.mark.parametrize("setting, value, sentence", [("lora_rank", "0", "lora_rank is '0'"), ("learning_rate", "much", "learning_rate is 'much'")])
 def test_a_wrong_value_is_told_before_and_at_the_start(shared_server, open_page, gallery, setting, value, sentence):
     page = open_page(shared_server)
@@ -286,6 +315,10 @@ def test_what_train_would_do_is_what_is_saved_and_what_is_loaded_is_what_train_d
     page.locator("details.advanced input[type=file]").set_input_files(file)
     page.get_by_text("Settings of mine.yaml loaded.").wait_for()
     assert kept_form(page)["more"] == {"lora_rank": 16, "learning_rate": 1e-4, "lr_scheduler": "cosine"}
+    page.get_by_role("button", name="Undo").click()
+    assert kept_form(page)["more"] == {} and kept_form(page)["preset"] == "best"
+    page.locator("details.advanced input[type=file]").set_input_files(file)
+    page.get_by_text("Settings of mine.yaml loaded.").wait_for()
     # the usual value is a choice also when it is chosen by hand, after another
     page.get_by_role("searchbox", name="Search settings").fill("lr_scheduler")
     scheduler = page.locator("#hl-set-lr_scheduler")
@@ -331,6 +364,13 @@ def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
     page.get_by_role("button", name="drawn: 0.8").click()
     page.get_by_label("Compare with").select_option(label="without")
     page.locator(".compare img").nth(1).wait_for()
+    page.close()
+    # one that the host has ended says why
+    server.stop()
+    path, = (server.folder / "drawings").glob("*/drawing.json")
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "status": "cancelled", "message": "another checkpoint was loaded"}), encoding="utf-8")
+    server.start()
+    open_page(server, "#/try").get_by_text("another checkpoint was loaded").wait_for()
 
 
 def test_a_zoom_stays_while_steps_come_in(server, open_page, gallery):
@@ -451,9 +491,13 @@ def test_two_curves_are_laid_over_each_other_and_a_run_goes_on_from_the_history(
     page.get_by_role("link", name="History").click()
     page.locator(".job-row", has_text="first").get_by_role("button", name="Train again").click()
     until(page, lambda: [one["status"] for one in server.get("jobs")["jobs"] if one["name"] == "first"] == ["completed"] * 2, PATIENCE)
+    page.evaluate("localStorage.setItem('hotlora.form', JSON.stringify({ name: 'draft' }))")
+    page.reload()
     page.locator(".job-row", has_text="second").get_by_role("button", name="Use settings").click()
     page.get_by_text("6 pictures, 3 steps").wait_for()
     assert page.get_by_label("Name", exact=True).input_value() == "second"
+    page.get_by_role("button", name="Undo").last.click()
+    assert page.get_by_label("Name", exact=True).input_value() == "draft"
 
 
 def test_the_plan_says_time_and_memory_and_what_the_base_asks_for(shared_server, open_page, gallery):

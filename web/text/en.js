@@ -18,6 +18,7 @@ export default {
   "nav.runs": "History",
   "nav.running": "A training is running",
   "base.label": "Base model",
+  "base.gone": ({ name }) => `${name} (not here any more)`,
   "base.title": ({ name, family }) => `Base model: ${name}${family ? ` (${family})` : ""}`,
   "connection.lost": "The server does not answer. What you typed is kept; trying again…",
 

@@ -20,6 +20,7 @@ export default {
   "nav.runs": "历史",
   "nav.running": "正在训练",
   "base.label": "底模",
+  "base.gone": ({ name }) => `${name}（已不在这里）`,
   "base.title": ({ name, family }) => `底模：${name}${family ? `（${family}）` : ""}`,
   "connection.lost": "服务器没有响应。你输入的内容都已保留，正在重新连接……",
 

@@ -150,8 +150,8 @@ function SettingsFile({ onError }) {
     try {
       const before = getForm();
       const { settings: loaded, warnings } = await post("settings/load", { name: file.name, text: await file.text() });
-      await formFrom({ ...loaded, train_data_dir: loaded.train_data_dir && loaded.train_data_dir !== "." ? loaded.train_data_dir : before.folder }, null);
-      toast(warnings.length ? said(warnings[0]) : t("advanced.loaded", { name: file.name }));
+      const back = await formFrom({ ...loaded, train_data_dir: loaded.train_data_dir && loaded.train_data_dir !== "." ? loaded.train_data_dir : before.folder }, null);
+      toast(warnings.length ? said(warnings[0]) : t("advanced.loaded", { name: file.name }), { label: t("undo"), run: back });
     } catch (error) {
       onError(error);
     }

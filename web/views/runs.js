@@ -78,9 +78,9 @@ function Thumbnail({ job }) {
 function UseSettings({ job, onError }) {
   const use = async () => {
     const whole = await loadJob(job.id);
-    await formFrom(whole.settings, whole.preset);
+    const back = await formFrom(whole.settings, whole.preset);
     location.hash = "#/train";
-    toast(t("runs.settingsUsed", { name: job.name }));
+    toast(t("runs.settingsUsed", { name: job.name }), { label: t("undo"), run: back });
   };
   return html`<${Action} label=${t("runs.settings")} run=${use} onError=${onError} />`;
 }

@@ -39,9 +39,10 @@ function TrainForm() {
   const form = useForm();
   const [error, setError] = useState(null);
   const plan = usePlan(form);
-  const where = fieldOf(error);
+  const where = fieldOf(error, form);
   const status = useStore((s) => s.status);
   const first = useRef(null);
+  useEffect(() => setError(null), [form]);
   const train = async () => {
     const { settings, steps } = await planned(form);
     takeJob(await post("jobs", { settings: spread(settings, steps), preset: form.preset }));
@@ -85,10 +86,12 @@ function Base({ value }) {
   const bases = useStore((s) => s.status?.bases);
   const loaded = useStore((s) => s.status?.base);
   if (!bases?.length) return loaded ? html`<p class="hint">${t("base.title", { name: loaded.name, family: loaded.family })}</p>` : null;
-  if (bases.length === 1) return null;
+  const isGone = Boolean(value) && !bases.includes(value);
+  if (bases.length === 1 && !isGone) return null;
   const standard = loaded && bases.includes(loaded.name) ? loaded.name : bases[0];
-  return html`<${Field} label=${t("base.label")}>${(id) => html`<select id=${id} value=${bases.includes(value) ? value : standard}
-    onChange=${(event) => changeMore("base_model", event.target.value)}>${bases.map((one) => html`<option value=${one}>${shortName(one)}</option>`)}</select>`}<//>`;
+  return html`<${Field} label=${t("base.label")}>${(id) => html`<select id=${id} value=${value || standard}
+    onChange=${(event) => changeMore("base_model", event.target.value)}>
+    ${isGone && html`<option value=${value}>${t("base.gone", { name: shortName(value) })}</option>`}${bases.map((one) => html`<option value=${one}>${shortName(one)}</option>`)}</select>`}<//>`;
 }
 
 function TrainButton({ train, onError }) {
@@ -173,10 +176,12 @@ function moreOf({ preview_steps, save_steps }) {
 }
 
 // Which field of the form an error is about: the server's sentences begin with the name of the setting.
-function fieldOf(error) {
+function fieldOf(error, form) {
   if (!error?.status || error.status >= 500) return null;
-  const setting = /^([a-z_]+) (is|has|must|runs)\b/.exec(error.message)?.[1];
-  if (setting === "name" || setting === "trigger") return setting;
-  if (setting === "train_data_dir" || /\bfolder\b|\bgallery\b/i.test(error.message)) return "folder";
-  return null;
+  const setting = /^([a-z_]+) (?:is|has|must|runs)\b|^[a-z]+_[a-z_]+\b/.exec(error.message);
+  if (setting) return { name: "name", trigger: "trigger", train_data_dir: "folder" }[setting[1] ?? setting[0]] ?? null;
+  const { reg_data_dir: other } = form.more;   // folders of other settings are told of in the same words
+  if (other && error.message.includes(other)) return null;
+  const folder = form.folder.trim().replace(/[\\/]+$/, "");
+  return (folder ? error.message.includes(folder) : /\bgallery\b/i.test(error.message)) ? "folder" : null;
 }

@@ -6,7 +6,7 @@ import { number, said, t, when } from "../i18n.js";
 import { promptOf } from "../host.js";
 import { refreshLoras, takeDrawing } from "../live.js";
 import { keepTry, readTry } from "../try_form.js";
-import { Action, Choice, Empty, Field, Problem } from "./parts.js";
+import { Action, Choice, Empty, Field, Icon, Problem } from "./parts.js";
 import { PictureGrid } from "./picture_grid.js";
 import { TryButton } from "./run.js";
 
@@ -106,6 +106,7 @@ function Drawn({ drawing, loras }) {
       <span class="hint">${drawing.pictures.length} / ${drawing.total}</span>
       <${Action} label=${t("run.cancel")} run=${async () => takeDrawing(await post(`drawings/${drawing.id}/cancel`))} onError=${setError} /></div>`}
     ${drawing.status === "failed" && html`<${Problem} error=${{ message: said(drawing.message), details: drawing.details }} />`}
+    ${drawing.status === "cancelled" && drawing.message && html`<p class="note"><${Icon} name="warn" /><span>${said(drawing.message)}</span></p>`}
     <${Problem} error=${error} onClose=${() => setError(null)} />
     ${drawing.pictures.length > 0 && html`<${PictureGrid} title=${drawing.prompt} at=${at} rows=${drawing.names.map((name) => ({ key: name, label: label(name) }))}
       columns=${drawing.weights.map((weight) => ({ key: weight, label: weight === 0 ? t("try.without") : String(weight) }))}
