@@ -14,7 +14,7 @@ from typing import Any, Iterable
 from .gallery_edit import Occupied, move_file
 from .live import Registry
 
-STEP = re.compile(r"(.+)-(\d{6,})")
+STEP = re.compile(r"(.+)-(\d{6,})(-v\d+)?")
 COMPANIONS = (".preview.png", ".png", ".jpg", ".jpeg", ".webp", ".json", ".txt")
 MARK = ".removed"
 """In the trash names end so, that nothing finds a LoRA there."""
@@ -157,9 +157,11 @@ def _our_files(folders: Iterable[Path]) -> Iterable[LoraFile]:
 def _lora_and_step(place: str, path: Path) -> tuple[str, int | None]:
     """The LoRA that a file belongs to, and the step that it is of. What the file says decides, as a name may end in a date too."""
     match = STEP.fullmatch(place)
-    facts = metadata_of(path)
-    is_step = match and facts.get("ss_steps") == str(int(match[2])) and facts.get("name") != path.stem
-    return (match[1], int(match[2])) if is_step else (place, None)
+    if not match:
+        return place, None
+    facts, kept = metadata_of(path), match[3] or ""  # -v1 where a later run of that name has written the same step
+    is_step = facts.get("ss_steps") == str(int(match[2])) and facts.get("name") not in (path.stem, path.stem.removesuffix(kept))
+    return (match[1] + kept, int(match[2])) if is_step else (place, None)
 
 
 def _stem(place: str) -> str:

@@ -53,6 +53,19 @@ def test_steps_of_a_run_without_a_name_and_of_a_renamed_one_are_known(loras):
     assert listed == {"face": (True, [100]), "other": (False, [200])}
 
 
+def test_saved_steps_that_a_later_run_put_aside_stand_with_the_lora_that_it_put_aside(loras, tmp_path):
+    for _ in range(2):
+        put(loras, "dbl", 6, "dbl")
+        put(loras, "dbl-000004", 4, "dbl")
+        put(loras, "me-000500", 500, "me-000500")
+    put(loras, "own-v1", 6, "own-v1")
+    put(loras, "own-v1-000004", 4, "own-v1")
+    listed = {lora["name"]: [step["name"] for step in lora["steps"]] for lora in list_loras([loras])}
+    assert listed == {"dbl": ["dbl-000004"], "dbl-v1": ["dbl-000004-v1"], "me-000500": [], "me-000500-v1": [], "own-v1": ["own-v1-000004"]}
+    assert {path.stem for path in remove_lora(tmp_path, [loras], "dbl-v1")} == {"dbl-v1", "dbl-000004-v1"}
+    assert {path.stem for path in restore_lora(tmp_path, "dbl-v1")} == {"dbl-v1", "dbl-000004-v1"}
+
+
 def test_files_of_other_programs_are_never_ours(loras, tmp_path):
     put(loras, "face", trained_as="face")
     save_lora(loras / "face-000100.safetensors", WEIGHTS, {"ss_steps": "100"})
