@@ -354,8 +354,8 @@ def test_what_a_full_disk_refuses_has_not_happened(jobs, settings, full_disk):
     until(lambda: first.status == "paused")
     before, files = jobs.snapshot(), sorted(jobs.store.folder.iterdir())
     full_disk.set()
-    for refused in (lambda: jobs.submit({**settings, "name": "fourth"}, None), lambda: jobs.command(second.id, "move"), lambda: jobs.command(third.id, "cancel"),
-                    lambda: jobs.command(third.id, "move", second.id)):
+    for refused in (lambda: jobs.submit({**settings, "name": "fourth"}, None), lambda: jobs.command(second.id, "move"),
+                    lambda: jobs.command(third.id, "cancel"), lambda: jobs.command(third.id, "move", second.id)):
         with pytest.raises(OutputError, match="the disk is full"):
             refused()
     assert jobs.snapshot()["queue"] == before["queue"] and jobs.snapshot()["jobs"] == before["jobs"] and sorted(jobs.store.folder.iterdir()) == files

@@ -109,8 +109,8 @@ def check_named_file(key: str, value: str, roots: list[Path] | None, home: Path)
     if not path.is_absolute():
         raise ValueError(f"{key} is {value[:300]!r}, which is not a full path; give one such as {bounds[0] / path.name}")
     if not _within(path, bounds):
-        raise ApiError(403, f"{key} {value[:300]} is outside of the folders that may be used here ({', '.join(map(str, bounds))}); put the file into one of them, "
-                            "or ask who runs this server to allow it")
+        raise ApiError(403, f"{key} {value[:300]} is outside of the folders that may be used here ({', '.join(map(str, bounds))}); put the file into one of "
+                            "them, or ask who runs this server to allow it")
 
 
 def bounds_of(roots: list[Path] | None, home: Path) -> list[Path] | None:
