@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 import traceback
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -77,7 +78,8 @@ class TensorBoard(Listener):
 
     def ended(self, session: Session, outcome: Outcome) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):
+                self.writer.close()
 
 
 def purge_step(done: int) -> int:
@@ -134,7 +136,9 @@ class RunLog(Listener):
             self._write(traceback.format_exc())
         self._write(f"{outcome.status}: {outcome.message}")
         logging.getLogger(__package__).removeHandler(self.handler)
-        self.handler.close()
+        # a full disk has ended the run already, and is what the user is told
+        with suppress(OSError):
+            self.handler.close()
 
     def _write(self, text: str) -> None:
         self.handler.emit(logging.LogRecord(__name__, logging.INFO, "", 0, text, None, None))

@@ -137,6 +137,18 @@ def test_a_run_that_failed_while_it_ended_is_ended_by_resume(session_of, config,
     assert_same(load_lora(outcome.lora)[0], load_lora(straight.folder / "straight.safetensors")[0])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the full disk of Linux")
+def test_what_ended_a_run_is_told_also_when_its_log_cannot_be_closed(session_of, config):
+    class Full(RunLog):
+        def stepped(self, session, report):
+            self.handler.stream = open("/dev/full", "w")
+            self.handler.stream.write("not flushed yet")
+            raise OutputError("the disk is full")
+
+    with pytest.raises(OutputError, match="the disk is full"):
+        session_of(config, [Full()]).train()
+
+
 def test_a_run_does_not_go_on_on_another_base(session_of, config, backend, monkeypatch):
     session_of(config, [Stopper(2)]).train()
     for base, same in (({"name": "other", "base_hash": "f" * 64, "file_hash": ""}, False), ({"base_hash": "f" * 64}, True), ({"base_hash": "f" * 64, "file_hash": "f" * 64}, False),
