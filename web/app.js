@@ -28,8 +28,17 @@ export async function mount(root, early) {
 }
 
 function route() {
-  const [screen, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
+  const [screen, ...rest] = location.hash.replace(/^#\/?/, "").split("/").map(decoded);
   return SCREENS[screen] ? { screen, rest } : { screen: "train", rest: [] };
+}
+
+// An address that somebody typed may have a % that means itself.
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 function App() {

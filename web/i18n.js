@@ -59,7 +59,9 @@ export const number = (value) => Number(value).toLocaleString(current === "zh" ?
 export function said(sentence) {
   if (current !== "zh" || !sentence) return sentence ?? "";
   for (const [pattern, chinese] of zhServer) {
-    if (pattern.test(sentence)) return sentence.replace(pattern, chinese);
+    const found = pattern.exec(sentence);
+    // a part may be a sentence of its own, such as the reason of a failure
+    if (found) return chinese.replace(/\$(\d)/g, (_, part) => said(found[part]));
   }
   return sentence;
 }

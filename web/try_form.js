@@ -16,8 +16,8 @@ export function keepTry(form) {
   } catch { /* it holds until the page is closed */ }
 }
 
-// Another LoRA has another trigger and other saved steps; everything else stays.
+// Another LoRA has other saved steps; what was typed stays.
 export function chooseLora(name) {
   const form = readTry();
-  if (form.lora !== name) keepTry({ ...form, lora: name, step: "", prompt: null });
+  if (form.lora !== name) keepTry({ ...form, lora: name, step: "" });
 }

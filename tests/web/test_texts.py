@@ -93,3 +93,34 @@ def test_sentences_of_the_server_are_shown_in_chinese(shared_server, open_page, 
     page = open_page(shared_server, locale="zh-CN")
     page.locator("input[list=hl-folders]").fill(str(tmp_path / "nowhere"))
     page.locator(".told.wrong", has_text=f"文件夹 {tmp_path / 'nowhere'} 不存在").wait_for()
+
+
+SAID = """async (sentences) => {
+  const address = performance.getEntriesByType("resource").map((one) => one.name).find((one) => one.endsWith("/i18n.js"));
+  const { said } = await import(address);
+  return sentences.map(said);
+}"""
+SENTENCES = [
+    "IMG_1.HEIC is neither a picture (avif, bmp, gif, png) nor a caption file (.txt, .caption, metadata.csv, metadata.jsonl)",
+    "it is not a picture, or damaged", "the file is truncated", "the file is empty", "it is damaged (OSError: x)", "it is not a file",
+    "it cannot be opened (Permission denied)", "it does not fit into memory", "30000x30000 are 900 megapixels, max_megapixels is 180",
+    "a.png cannot be used: it is not a picture, or damaged", "its mask a_mask.png cannot be used: the file is empty",
+    "The gallery /x is a file; give the folder that holds the pictures.",
+    "1 metadata row without a picture in the gallery: x.png.", "2 metadata rows without a picture in the gallery: x.png, y.png.",
+    "These masks belong to no picture: x_mask.png.", "masks is on, but no picture has a *_mask.png or transparency.",
+    "failed at step 3: the loss at step 4 is not a number any more; the weights from before that step are kept. Look at learning_rate (0.1): try a tenth of it; "
+    "what was learned is kept, and Resume goes on from there",
+    "completed 1,500 steps; the LoRA is /x/a.safetensors", "seed is None but must be a whole number", "width is 513 but must be a multiple of 8",
+    "lora_rank is '0' but must be a whole number from 1 to 1024; change it, or remove it to get the default (16)",
+    "there is a LoRA x again; rename or delete that one first", "x.png is in the gallery again; rename or remove that one first",
+    "a.txt is in the gallery already with another text; edit the captions there, or remove that file first",
+    "a.txt is larger than a megabyte, which is no caption", "log in to this server first; HotLoRA asks for the same login",
+    "the request has 300.0 MB but at most 250.0 MB are allowed here", "there is no LoRA x that was trained here; load the list again"]
+
+
+def test_no_sentence_is_half_in_chinese(shared_server, open_page):
+    page = open_page(shared_server, locale="zh-CN")
+    page.get_by_role("heading", name="训练 LoRA").wait_for()
+    for sentence, chinese in zip(SENTENCES, page.evaluate(SAID, SENTENCES), strict=True):
+        assert re.search("[\u4e00-\u9fff]", chinese), sentence
+        assert not re.search(r"\b(is|are|the|it|of|a|and|not|no|number|whole|from|file)\b", re.sub(r"\(.*?\)|\S*[./]\S*", "", chinese)), chinese

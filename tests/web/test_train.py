@@ -196,6 +196,34 @@ def test_a_wrong_value_is_told_before_and_at_the_start(shared_server, open_page,
     page.get_by_text("6 pictures").first.wait_for()
 
 
+def test_the_example_of_the_help_can_be_typed(shared_server, open_page, gallery):
+    page = open_page(shared_server)
+    fill_form(page, gallery, steps=6, optimizer_args="{betas: [0.9, 0.99]}")
+    assert kept_form(page)["more"]["optimizer_args"] == {"betas": [0.9, 0.99]}
+    set_advanced(page, {"optimizer_args": '{"betas": [0.9, 0.98]}'})
+    assert kept_form(page)["more"]["optimizer_args"] == {"betas": [0.9, 0.98]}
+    page.get_by_text("6 pictures, 6 steps").wait_for()
+
+
+def test_an_address_with_a_percent_sign_shows_a_page(shared_server, open_page):
+    page = open_page(shared_server, "#/run/50%_done")
+    page.get_by_text("This run is not here any more").or_(page.get_by_text("there is no job")).wait_for()
+
+
+def test_a_narrow_page_shows_the_whole_dialog_for_captions(shared_server, open_page, tmp_path, gallery):
+    for caption in list(gallery.glob("*.txt")) + sorted(gallery.glob("*.png"))[1:]:
+        caption.unlink()
+    page = open_page(shared_server, viewport={"width": 360, "height": 640})
+    page.locator("input[list=hl-folders]").fill(str(gallery))
+    page.evaluate("location.hash = '#/gallery'")
+    page.get_by_text("1 picture", exact=True).wait_for()
+    page.get_by_role("button", name="Write captions").click()
+    dialog = page.locator("dialog.asking")
+    dialog.get_by_label("Word for it").wait_for()
+    assert dialog.evaluate("(one) => one.scrollWidth <= one.clientWidth")
+    assert dialog.evaluate("(one) => one.querySelector('.icon-button').getBoundingClientRect().right <= one.getBoundingClientRect().right")
+
+
 def test_reload_pause_and_stop_in_the_middle(server, open_page, gallery):
     page = open_page(server)
     fill_form(page, gallery, steps=2000, resolution=64)
@@ -350,7 +378,20 @@ def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
     server.until(job["id"], "completed")
     page = open_page(server, "#/try")
     assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() == "a photo of sks"
-    page.get_by_text("Seed, steps, size, negative prompt").click()
+    # what cannot be used is told where it stands, and nothing is drawn
+    numbers = page.get_by_text("Seed, steps, size, negative prompt")
+    numbers.click()
+    page.get_by_label("Seed").fill("1,5")
+    page.get_by_label("Width").fill("512px")
+    numbers.click()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    assert page.locator(".field-error").all_inner_texts() == [
+        "“1,5” cannot be used; give a whole number from 0 to 9007199254740991.",
+        "“512px” cannot be used; give a multiple of 8 from 64 to 2048, or leave it empty."]
+    assert server.get("drawings")["drawings"] == []
+    page.get_by_label("Seed").fill("1")
+    page.get_by_label("Width").fill("")
+    assert page.locator(".field-error").count() == 0
     page.get_by_label("Sampler steps").fill("3")
     page.get_by_role("radio", name="Saved steps").check()
     page.get_by_role("button", name="Draw", exact=True).click()
@@ -546,13 +587,16 @@ def test_a_lora_goes_to_the_trash_and_back(server, open_page, gallery):
 
 
 def test_of_two_loras_of_one_name_the_chosen_one_goes_to_the_trash(server, open_page, gallery):
-    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "twin", "steps": 2, "resolution": 64}})
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "twin", "trigger": "sks", "steps": 2, "resolution": 64}})
     server.until(job["id"], "completed")
     here, there = server.folder / "loras" / "twin.safetensors", server.folder / "loras" / "old #1" / "twin.safetensors"
     there.parent.mkdir()
     there.write_bytes(here.read_bytes())
     page = open_page(server, "#/try")
+    page.get_by_role("textbox", name="Prompt", exact=True).fill("a long prompt")
     page.get_by_role("combobox", name="LoRA").select_option("old #1/twin")
+    assert page.get_by_role("textbox", name="Prompt", exact=True).input_value() == "a long prompt"
+    page.get_by_text("The trigger word of this LoRA, sks, is not in the prompt.").wait_for()
     page.get_by_role("button", name="Move old #1/twin to the trash").click()
     page.get_by_role("button", name="Move twin to the trash").wait_for()
     assert here.is_file() and not there.exists()

@@ -220,6 +220,10 @@ export default {
   "try.drawings": "试画结果",
   "try.nothing": "还没有试画",
   "try.without": "不用 LoRA",
+  "try.noWholeNumber": ({ value, low, high }) =>
+    `${value.trim() ? `“${value}”不能使用` : "这里是空的"}；请填写 ${low} 到 ${high} 的整数。`,
+  "try.noSide": ({ value }) => `“${value}”不能使用；请填写 64 到 2048 之间 8 的倍数，或留空。`,
+  "try.otherTrigger": ({ trigger }) => `提示词里没有这个 LoRA 的触发词 ${trigger}。`,
   "try.facts": ({ seed, time }) => `种子 ${seed}，${time}`,
   "how.pair": "有无对比",
   "how.pair.hint": "同一个种子，不用 LoRA 和用 LoRA 各画一张。",

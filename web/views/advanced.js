@@ -132,10 +132,11 @@ const textOf = (value) => (value === undefined || value === null ? "" : typeof v
 function valueOf(setting, text) {
   if (text.trim() === "") return undefined;
   if (setting.kind === "dict") {
-    try {
-      return JSON.parse(text);
-    } catch {
-      return text;
+    // names may go without quotes, as in the YAML of a settings file
+    for (const json of [text, text.replace(/([{,]\s*)([a-z_]\w*)(\s*:)/gi, '$1"$2"$3')]) {
+      try {
+        return JSON.parse(json);
+      } catch { /* the next one */ }
     }
   }
   return text;

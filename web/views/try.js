@@ -1,5 +1,5 @@
 // Trying a LoRA: the same seed without it and with it, over weights and saved steps, drawn by the host; and its tag for a prompt.
-import { useEffect, useState } from "../vendor/hooks.mjs";
+import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, setState, toast, useStore } from "../store.js";
 import { fromServer, get, post } from "../api.js";
 import { number, said, t, when } from "../i18n.js";
@@ -29,6 +29,8 @@ export function TryScreen() {
 function TryForm({ loras }) {
   const [form, setForm] = useState(readTry);
   const [error, setError] = useState(null);
+  const [isAsked, setAsked] = useState(false);   // a number that is half typed is not wrong yet
+  const numbers = useRef(null);
   const change = (patch) => {
     const next = { ...form, ...patch };
     setForm(next);
@@ -37,9 +39,17 @@ function TryForm({ loras }) {
   const lora = loras.find((one) => one.name === form.lora) ?? loras[0];
   const name = lora.steps.find((step) => step.name === form.step)?.name ?? lora.tag.replace(/^<lora:(.*):1>$/, "$1");
   const prompt = form.prompt ?? (lora.trigger ? `a photo of ${lora.trigger}` : "a photo");
-  const draw = async () => takeDrawing(await post("drawings", {
-    prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), width: Number(form.width) || null, height: Number(form.height) || null,
-    ...gridOf(form, lora, name) }));
+  const wrong = isAsked ? wrongNumbers(form) : {};
+  const draw = async () => {
+    setAsked(true);
+    if (Object.keys(wrongNumbers(form)).length) {
+      numbers.current.open = true;
+      return;
+    }
+    takeDrawing(await post("drawings", {
+      prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), width: Number(form.width) || null, height: Number(form.height) || null,
+      ...gridOf(form, lora, name) }));
+  };
   const remove = async () => {
     const path = `loras/${lora.name.split("/").map(encodeURIComponent).join("/")}`;
     await post(`${path}/delete`);
@@ -50,26 +60,31 @@ function TryForm({ loras }) {
   return html`<form onSubmit=${(event) => event.preventDefault()}>
     <div class="pair">
       <${Field} label=${t("try.lora")} hint=${[lora.base, lora.trained && t("try.trained", { steps: number(lora.trained) }), when(lora.created)].filter(Boolean).join(" · ")}>
-        ${(id) => html`<select id=${id} value=${lora.name} onChange=${(event) => change({ lora: event.target.value, step: "", prompt: null })}>
+        ${(id) => html`<select id=${id} value=${lora.name} onChange=${(event) => change({ lora: event.target.value, step: "" })}>
           ${loras.map((one) => html`<option value=${one.name}>${one.name}</option>`)}</select>`}<//>
       <${Field} label=${t("try.step")}>${(id) => html`<select id=${id} value=${form.step} disabled=${form.how === "steps"} onChange=${(event) => change({ step: event.target.value })}>
           ${(lora.finished || !lora.steps.length) && html`<option value="">${t("try.final")}</option>`}
           ${[...lora.steps].reverse().map((step) => html`<option value=${step.name}>${t("preview.step", { step: number(step.step) })}</option>`)}</select>`}<//>
     </div>
-    <${Field} label=${t("try.prompt")}>${(id) => html`<textarea id=${id} rows="2" spellcheck=${false} value=${prompt} onInput=${(event) => change({ prompt: event.target.value })}></textarea>`}<//>
+    <${Field} label=${t("try.prompt")} hint=${!prompt.includes(lora.trigger) && t("try.otherTrigger", { trigger: lora.trigger })}>${(id, hint) => html`<textarea
+      id=${id} aria-describedby=${hint} rows="2" spellcheck=${false} value=${prompt} onInput=${(event) => change({ prompt: event.target.value })}></textarea>`}<//>
     <${Choice} legend=${t("try.what")} name="how" value=${form.how} options=${["pair", "weights", "steps"].map((one) => [one, t(`how.${one}`)])}
       hint=${t(`how.${form.how}.hint`)} onChange=${(how) => change({ how })} />
     ${form.how === "pair" && html`<${Field} label=${`${t("try.weight")} ${form.weight}`}>${(id) => html`<input id=${id} type="range" min="0.05" max="1.5" step="0.05" value=${form.weight}
       onInput=${(event) => change({ weight: Number(event.target.value) })} />`}<//>`}
-    <details class="facts"><summary>${t("try.more")}</summary><div class="more">
+    <details class="facts" ref=${numbers}><summary>${t("try.more")}</summary><div class="more">
       <${Field} label=${t("try.negative")}>${(id) => html`<input id=${id} value=${form.negative} onInput=${(event) => change({ negative: event.target.value })} />`}<//>
       <div class="pair">
-        <${Field} label=${t("try.seed")}>${(id) => html`<input id=${id} inputmode="numeric" value=${form.seed} onInput=${(event) => change({ seed: event.target.value })} />`}<//>
-        <${Field} label=${t("try.samplerSteps")}>${(id) => html`<input id=${id} inputmode="numeric" value=${form.steps} onInput=${(event) => change({ steps: event.target.value })} />`}<//>
+        <${Field} label=${t("try.seed")} error=${wrong.seed}>${(id, hint) => html`<input id=${id} aria-describedby=${hint}
+          inputmode="numeric" value=${form.seed} onInput=${(event) => change({ seed: event.target.value })} />`}<//>
+        <${Field} label=${t("try.samplerSteps")} error=${wrong.steps}>${(id, hint) => html`<input id=${id} aria-describedby=${hint}
+          inputmode="numeric" value=${form.steps} onInput=${(event) => change({ steps: event.target.value })} />`}<//>
       </div>
       <div class="pair">
-        <${Field} label=${t("try.width")}>${(id) => html`<input id=${id} inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.width} onInput=${(event) => change({ width: event.target.value })} />`}<//>
-        <${Field} label=${t("try.height")}>${(id) => html`<input id=${id} inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.height} onInput=${(event) => change({ height: event.target.value })} />`}<//>
+        <${Field} label=${t("try.width")} error=${wrong.width}>${(id, hint) => html`<input id=${id} aria-describedby=${hint}
+          inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.width} onInput=${(event) => change({ width: event.target.value })} />`}<//>
+        <${Field} label=${t("try.height")} error=${wrong.height}>${(id, hint) => html`<input id=${id} aria-describedby=${hint}
+          inputmode="numeric" placeholder=${t("advanced.auto")} value=${form.height} onInput=${(event) => change({ height: event.target.value })} />`}<//>
       </div></div></details>
     <${Problem} error=${error} onClose=${() => setError(null)} />
     <div class="actions main-actions"><${Action} kind="primary large" icon="image" label=${t("try.draw")} run=${draw} onError=${setError} once /></div>
@@ -77,6 +92,19 @@ function TryForm({ loras }) {
       <div class="actions"><${TryButton} name=${name} trigger=${lora.trigger} weight=${form.weight} onError=${setError} />
         <${Action} compact icon="trash" label=${t("try.delete", { name: lora.name })} run=${remove} onError=${setError} /></div></div>
   </form>`;
+}
+
+// What is wrong with each number that is typed, as the server's bounds have it.
+function wrongNumbers(form) {
+  const isWhole = (value, low, high) => /^\s*\d+\s*$/.test(value) && Number(value) >= low && Number(value) <= high;
+  const wrong = {};
+  for (const [name, low, high] of [["seed", 0, Number.MAX_SAFE_INTEGER], ["steps", 1, 150]]) {
+    if (!isWhole(form[name], low, high)) wrong[name] = t("try.noWholeNumber", { value: form[name], low, high });
+  }
+  for (const name of ["width", "height"]) {
+    if (form[name].trim() && !(isWhole(form[name], 64, 2048) && form[name] % 8 === 0)) wrong[name] = t("try.noSide", { value: form[name] });
+  }
+  return wrong;
 }
 
 // The rows and columns of what is to be drawn: one LoRA beside the base, over weights, or the saved steps too.
