@@ -239,7 +239,7 @@ def test_a_request_is_answered_while_training_goes_on(webui):
     for step in (3, 9, 15):
         wait_for_step(webui, job, step)
         assert np.array_equal(pixels(webui), before)
-    assert job_of(webui, job)["status"] == "running"
+    assert job_of(webui, job)["status"] == "running", job_of(webui, job)
     assert wait(webui, job)["status"] == "completed"
     waited = [(asked, begun) for asked, begun in inside(webui, "waiting") if asked >= 0]
     assert len(waited) >= 3 and all(begun - asked <= 2 for asked, begun in waited)
@@ -278,7 +278,7 @@ def test_drawings_are_the_hosts_own_and_come_between_steps(webui):
         assert time.monotonic() < end, found
         time.sleep(0.05)
     assert found["status"] == "done" and len(found["pictures"]) == 2, found
-    assert job_of(webui, job)["status"] == "running"
+    assert job_of(webui, job)["status"] == "running", job_of(webui, job)
     command(webui, job, "stop")
     assert wait(webui, job)["status"] == "stopped"
     ours = [np.asarray(Image.open(io.BytesIO(webui.request("GET", f"/hotlora/api/drawings/{drawing}/{picture['file']}")[2])).convert("RGB"))
@@ -372,7 +372,7 @@ def test_a_reload_of_the_ui_leaves_one_of_each(webui):
     wait_for_step(webui, job, 2)
     reload_ui(webui)
     assert inside(webui, "callbacks") == first
-    assert job_of(webui, job)["status"] == "running"
+    assert job_of(webui, job)["status"] == "running", job_of(webui, job)
     command(webui, job, "stop")
     assert wait(webui, job)["status"] == "stopped"
     assert np.array_equal(pixels(webui), before)
