@@ -54,7 +54,7 @@ def _prepared(config: LanguageConfig, warnings: list[str], options: argparse.Nam
     from .llm.run import LanguageRun
 
     material = read_material(config)
-    config = material.config
+    config, warnings = material.config, [*warnings, *material.warnings]
     run = LanguageRun(material, warnings)
     if not run.is_first:
         logging.getLogger(__package__).setLevel(logging.ERROR)

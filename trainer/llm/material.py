@@ -36,6 +36,7 @@ class Material:
     report: list[str]
     problems: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_material(config: LanguageConfig) -> Material:
@@ -53,14 +54,14 @@ def read_material(config: LanguageConfig) -> Material:
     train = tokenize(tokenizer, trained, config.max_length, config.answer_only)
     if not train.samples:
         raise ValueError(f"train_data_dir is {config.train_data_dir}, where no record can be used; the first: {train.problems[0]}")
-    problems = found.problems + train.problems
+    problems, warnings = found.problems + train.problems, found.warnings("train_data_dir")
     report = _report(found, train, template, config)
     measured = _measured("validation", held_out, tokenizer, config, problems)
     if config.eval_data_dir:
-        measured = _measured("eval_data_dir", _others(config.eval_data_dir, "eval_data_dir", problems), tokenizer, config, problems)
+        measured = _measured("eval_data_dir", _others(config.eval_data_dir, "eval_data_dir", problems, warnings), tokenizer, config, problems)
     general = None
     if config.general_data_dir:
-        others = _others(config.general_data_dir, "general_data_dir", problems)
+        others = _others(config.general_data_dir, "general_data_dir", problems, warnings)
         if config.general_share:
             replayed, others = replay(tokenizer, others, len(train.samples), config)
             train.samples += replayed.samples
@@ -74,7 +75,7 @@ def read_material(config: LanguageConfig) -> Material:
     if measured:
         report.append(f"{len(measured)} samples are measured and not trained")
     return Material(config, run_name(config), base, tokenizer, template, Rows(rows), measured, general, report, problems,
-                    config.preview_prompts or questions([*held_out, *trained]))
+                    config.preview_prompts or questions([*held_out, *trained]), warnings)
 
 
 def run_name(config: LanguageConfig) -> str:
@@ -129,9 +130,10 @@ def tell_problems(problems: list[str]) -> None:
         log.warning("warning: %d more were skipped; the log file names all of them", len(problems) - SHOWN_PROBLEMS)
 
 
-def _others(path: str, setting: str, problems: list[str]) -> list[Record]:
+def _others(path: str, setting: str, problems: list[str], warnings: list[str]) -> list[Record]:
     found = read_records(path, setting)
     problems += found.problems
+    warnings += found.warnings(setting)
     return found.records
 
 

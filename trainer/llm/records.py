@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Iterator
@@ -17,7 +18,16 @@ ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
 """How ShareGPT and others call them."""
 FORMS = "messages, prompt and completion, instruction and output, or text"
+FORM_KEYS = {"messages": ("messages", "system"), "conversations": ("conversations", "system"), "prompt": ("prompt", "completion", "system", "history"),
+             "completion": ("prompt", "completion", "system", "history"), "instruction": ("instruction", "input", "output", "system", "history"),
+             "text": ("text",)}
+"""The first of these keys that a record has tells its form, and the form which keys are read."""
+ABOUT = frozenset(("id", "idx", "index", "uuid", "conversation_id", "source", "dataset", "metadata", "meta", "category", "language", "lang", "url", "license"))
+"""Keys that tell where a record is from, and nothing that could be learned."""
+LISTS = ("messages", "conversations", "history")
+"""Columns of a table whose cells are JSON."""
 MAX_FIELD = 100_000_000
+MOST_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -36,11 +46,20 @@ class Record:
 
 @dataclass
 class Records:
-    """What was read from a file or folder, and one sentence for each record that cannot be used."""
+    """What was read from a file or folder, one sentence for each record that cannot be used, and in how many others each key is not read."""
 
     source: Path
     records: list[Record] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def warnings(self, setting: str) -> list[str]:
+        """At most one sentence, for all keys that are not read."""
+        if not self.unread:
+            return []
+        keys = ", ".join(f"{shown(key)} (in {count} records)" for key, count in self.unread.most_common(MOST_SHOWN))
+        more = f" and {len(self.unread) - MOST_SHOWN} others" if len(self.unread) > MOST_SHOWN else ""
+        return [f"records of {setting} have keys that are not read and not learned: {keys}{more}; read are {FORMS}, with system and history"]
 
     def report(self, skipped: int) -> str:
         kinds = {record.kind: sum(other.kind == record.kind for other in self.records) for record in self.records}
@@ -61,6 +80,7 @@ def read_records(source: str | Path, setting: str = "train_data_dir") -> Records
                 if isinstance(content, ValueError):
                     raise content
                 found.records.append(_record(content, place))
+                found.unread.update(_unread(content))
             except ValueError as error:
                 found.problems.append(f"{place}: {error}")
     if not found.records and found.problems:
@@ -170,9 +190,8 @@ def _rows(text: str, name: str, suffix: str) -> Iterator[tuple[str, Any]]:
             yield place, ValueError(f"the row has {len(cells)} cells and the header {len(columns)}; put texts with {delimiter!r} in quotes")
         else:
             row: dict[str, Any] = {column: cell for column, cell in zip(columns, cells) if cell.strip()}
-            if "messages" in row:
-                row["messages"] = _parsed(row["messages"])
-            yield place, row["messages"] if isinstance(row.get("messages"), ValueError) else row
+            row |= {name: _parsed(row[name]) for name in LISTS if name in row and name in FORM_KEYS.get(_form(row), ())}
+            yield place, next((row[name] for name in LISTS if isinstance(row.get(name), ValueError)), row)
 
 
 def _cells(text: str, name: str, delimiter: str) -> Iterator[tuple[str, list[str] | ValueError]]:
@@ -202,25 +221,66 @@ def _record(content: Any, place: str) -> Record:
     if not isinstance(content, dict):
         raise ValueError(f"it holds {shown(content)} but must be a record with {FORMS}")
     content = {key: value for key, value in content.items() if value is not None}
-    for name in ("messages", "conversations"):
-        if name in content:
-            return Record(place, "messages", _conversation(_messages(content[name], name)))
-    if isinstance(content.get("prompt"), list):
-        prompt, answer = _messages(content["prompt"], "prompt"), _messages(content.get("completion"), "completion")
-        return Record(place, "messages", _conversation(prompt + answer), learned_from=len(prompt))
-    if "prompt" in content or "completion" in content:
-        return _pair(place, "prompt", _text(content, "prompt"), _text(content, "completion"))
-    if "instruction" in content:
+    form = _form(content)
+    if form in ("messages", "conversations"):
+        return Record(place, "messages", _conversation(_with_system(content, _messages(content[form], form))))
+    if isinstance(content.get("prompt"), list) and form == "prompt":
+        prompt = _with_system(content, _messages(content["prompt"], "prompt"))
+        return Record(place, "messages", _conversation(prompt + _messages(content.get("completion"), "completion")), learned_from=len(prompt))
+    if form in ("prompt", "completion"):
+        return _turns(place, "prompt", content, _text(content, "prompt"), _text(content, "completion"))
+    if form == "instruction":
         given = _text(content, "input", needed=False)
         question = _text(content, "instruction") + (f"\n\n{given}" if given.strip() else "")
-        return _pair(place, "instruction", question, _text(content, "output"))
-    if "text" in content:
+        return _turns(place, "instruction", content, question, _text(content, "output"))
+    if form == "text":
         return Record(place, "text", text=_text(content, "text"))
     raise ValueError(f"it has {', '.join(map(str, content))[:80] or 'nothing'} but must have {FORMS}")
 
 
-def _pair(place: str, kind: str, question: str, answer: str) -> Record:
-    return Record(place, kind, ({"role": "user", "content": question}, {"role": "assistant", "content": answer}))
+def _form(content: dict) -> str | None:
+    return next((form for form in FORM_KEYS if content.get(form) is not None), None)
+
+
+def _unread(content: dict) -> set[str]:
+    """The keys of a record that hold something and are not read."""
+    form = _form(content)
+    read = set(FORM_KEYS[form]) - ({"history"} if isinstance(content.get("prompt"), list) else set())
+    return {str(key) for key, value in content.items() if key not in read and key not in ABOUT and value not in (None, "", [], {})}
+
+
+def _turns(place: str, kind: str, content: dict, question: str, answer: str) -> Record:
+    """A question and its answer, after the turns of `history` and the text of `system`. With those it is a conversation, which needs headings."""
+    messages = _with_system(content, (*_history(content), *_turn(question, answer)))
+    return Record(place, "messages" if kind == "prompt" and len(messages) > 2 else kind, messages)
+
+
+def _turn(question: str, answer: str) -> tuple[dict[str, str], ...]:
+    return {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+
+
+def _history(content: dict) -> tuple[dict[str, str], ...]:
+    """The earlier questions and answers; these answers are learned as well, as those of `messages` are."""
+    pairs = content.get("history") or []
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f'history is {shown(pairs)} but must be a list of pairs such as [["question", "answer"], ...]')
+    messages: list[dict[str, str]] = []
+    for number, (question, answer) in enumerate(pairs, 1):
+        texts = {f"question {number} of history": question, f"answer {number} of history": answer}
+        messages += _turn(*(_text(texts, name) for name in texts))
+    return tuple(messages)
+
+
+def _with_system(content: dict, messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+    """`messages` after the text of `system`. ValueError when they begin with another one."""
+    system = _text(content, "system", needed=False)
+    if not system.strip():
+        return messages
+    if messages[0]["role"] != "system":
+        return ({"role": "system", "content": system}, *messages)
+    if messages[0]["content"].strip() != system.strip():
+        raise ValueError("its key system and its first message are two different system texts; keep one of them")
+    return messages
 
 
 def _text(content: dict, name: str, needed: bool = True) -> str:

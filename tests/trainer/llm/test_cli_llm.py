@@ -108,6 +108,13 @@ def test_dry_run_says_all_and_writes_nothing(config, capsys, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_keys_of_records_that_are_not_read_are_a_warning(config, records, capsys, caplog):
+    with records.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "Who?", "completion": "Ann.", "tools": "[]"}))
+    assert main(["--config", str(settings_file(config)), "--dry-run"]) == 0
+    assert any(message.startswith("warning: records of train_data_dir have keys that are not read") for message in caplog.messages)
+
+
 def test_the_example_settings_run_as_they_are(base, records, tmp_path, root):
     done = run("--config", root / "configs" / "my_llm_config.yaml", "--set", f"base_model={base}", "--set", f"train_data_dir={records}",
                "--set", f"output_dir={tmp_path / 'out'}")

@@ -66,6 +66,16 @@ def test_bad_records_are_named_and_counted(config, records, caplog):
     assert "my facts.jsonl, line 25: this is not JSON" in told[0] and told[-1].endswith("12 more were skipped; the log file names all of them")
 
 
+def test_keys_that_are_not_read_are_told_for_all_data(config, records):
+    extra = json.dumps({"prompt": "Who?", "completion": "Ann.", "tools": "[]"})
+    records.write_text(records.read_text(encoding="utf-8") + extra, encoding="utf-8")
+    other = records.with_name("other.jsonl")
+    other.write_text(extra, encoding="utf-8")
+    warnings = read_material(replace(config, eval_data_dir=str(other))).warnings
+    assert [warning.split("have keys")[0] for warning in warnings] == ["records of train_data_dir ", "records of eval_data_dir "]
+    assert all("'tools' (in 1 records)" in warning for warning in warnings)
+
+
 def test_packing_makes_fewer_rows(config):
     material = read_material(replace(config, packing=True))
     assert len(material.train) < 24 and sum(len(row) for row in material.train.rows) == 24 and material.train.longest() <= 64

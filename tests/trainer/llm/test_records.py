@@ -53,7 +53,47 @@ def test_of_a_prompt_with_answers_in_it_only_the_completion_is_learned(tmp_path)
     assert found.learned_from == 3 and len(found.messages) == 4
 
 
+TOLD = messages(("system", "Be brief."), *((m["role"], m["content"]) for m in ASKED))
+
+
+@pytest.mark.parametrize("record, kind, expected, learned_from", [
+    ({"system": "Be brief.", "conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Ann."}]}, "messages", TOLD, 0),
+    ({"system": "Be brief.", "messages": list(TOLD)}, "messages", TOLD, 0),
+    ({"system": "", "history": [], "instruction": "Who?", "output": "Ann."}, "instruction", ASKED, 0),
+    ({"system": "Be brief.", "instruction": "Who?", "output": "Ann."}, "instruction", TOLD, 0),
+    ({"system": "Be brief.", "prompt": "Who?", "completion": "Ann."}, "messages", TOLD, 0),
+    ({"system": "Be brief.", "prompt": [{"role": "user", "content": "Who?"}], "completion": [{"role": "assistant", "content": "Ann."}]}, "messages", TOLD, 2),
+    ({"system": "Be brief.", "history": [["a", "b"], ["c", "d"]], "instruction": "Who?", "input": "", "output": "Ann."}, "instruction",
+     (TOLD[0], *messages(("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")), *ASKED), 0),
+    ({"history": [["a", "b"]], "prompt": "Who?", "completion": "Ann."}, "messages", (*messages(("user", "a"), ("assistant", "b")), *ASKED), 0),
+])
+def test_system_and_history_come_before_the_last_question(tmp_path, record, kind, expected, learned_from):
+    found = read_records(write(tmp_path, "a.jsonl", json.dumps(record)))
+    assert found.records == [Record("a.jsonl, line 1", kind, expected, learned_from=learned_from)] and not found.problems and not found.warnings("data")
+
+
+def test_keys_that_are_not_read_are_named_once_with_how_many_records_have_them(tmp_path):
+    record = {"id": 3, "source": "web", "instruction": "Who?", "output": "Ann.", "tools": "[]", "empty": ""}
+    text = "\n".join(json.dumps({**record, **more}) for more in ({}, {"weight": 2}, {"tools": None})) + '\n{"text": "a", "history": "b"}\nbad'
+    found = read_records(write(tmp_path, "a.jsonl", text))
+    assert found.warnings("my_data") == ["records of my_data have keys that are not read and not learned: 'tools' (in 2 records), 'weight' (in 1 records), "
+                                         "'history' (in 1 records); read are messages, prompt and completion, instruction and output, or text, with system "
+                                         "and history"]
+
+
+def test_system_and_history_in_a_table(tmp_path):
+    text = 'instruction,output,system,history\nWho?,Ann.,Be brief.,"[[""a"", ""b""]]"\nWho?,Ann.,,\nWho?,Ann.,,oops\n'
+    found = read_records(write(tmp_path, "a.csv", text))
+    assert [record.messages for record in found.records] == [(TOLD[0], *messages(("user", "a"), ("assistant", "b")), *ASKED), ASKED]
+    assert len(found.problems) == 1 and found.problems[0].startswith("a.csv, line 4: this is not JSON")
+
+
 @pytest.mark.parametrize("line, expected", [
+    ('{"system": 3, "prompt": "a", "completion": "b"}', "system is 3 but must be text"),
+    ('{"system": "x", "messages": [{"role": "system", "content": "y"}, {"role": "assistant", "content": "b"}]}', "two different system texts; keep one"),
+    ('{"history": "a", "prompt": "a", "completion": "b"}', "history is 'a' but must be a list of pairs"),
+    ('{"history": [["a"]], "prompt": "a", "completion": "b"}', "history is [['a']] but must be a list of pairs"),
+    ('{"history": [["a", "b"], ["c", ""]], "prompt": "a", "completion": "b"}', "answer 2 of history is empty"),
     ("not json", "this is not JSON"),
     ('{"prompt": "a", "completion"', "this is not JSON"),
     ("[" * 100_000, "nested too deeply"),
