@@ -219,7 +219,12 @@ def without_effect(config: TrainConfig) -> list[str]:
              ("class_word", not (config.preservation_weight or config.validation), "set preservation_weight or validation, or remove it"),
              ("lora_rank", config.init_lora is not None, "the LoRA of init_lora keeps its own rank"),
              ("lora_alpha", config.init_lora is not None, "the LoRA of init_lora keeps its own alpha"),
-             ("conv_alpha", config.conv_rank == 0, "set conv_rank too, or remove it"),
+             ("rslora", config.init_lora is not None, "the LoRA of init_lora keeps its own scale"),
+             ("dora", config.init_lora is not None, "the LoRA of init_lora stays what it is"),
+             ("conv_rank", config.init_lora is not None, "the LoRA of init_lora keeps its own layers"),
+             ("conv_alpha", config.init_lora is not None, "the LoRA of init_lora keeps its own alpha"),
+             ("unet_target_modules", config.init_lora is not None, "the LoRA of init_lora keeps its own layers"),
+             ("conv_alpha", config.conv_rank == 0 and config.init_lora is None, "set conv_rank too, or remove it"),
              ("lr_cycles", config.lr_scheduler != "cosine_with_restarts", "set lr_scheduler: cosine_with_restarts"),
              ("huber_delta", config.loss_type != "huber", "set loss_type: huber, or remove it"),
              ("preview_prompts", config.preview_steps == 0, "set preview_steps to draw previews"))

@@ -159,7 +159,9 @@ def test_dataclasses_replace_checks_too():
                                         ("prior_loss_weight: 0.5", "prior_loss_weight"), ("conv_alpha: 4", "conv_alpha"),
                                         ("lr_cycles: 3", "lr_cycles"), ("huber_delta: 1", "huber_delta"),
                                         ("preview_prompts: [a]", "preview_prompts"),
-                                        ("init_lora: a.safetensors\nlora_rank: 8", "lora_rank")])
+                                        *((f"init_lora: a.safetensors\n{line}", line.split(":")[0]) for line in (
+                                            "lora_rank: 8", "lora_alpha: 4", "rslora: true", "dora: true", "conv_rank: 4", "conv_alpha: 4",
+                                            "unet_target_modules: [to_q]"))])
 def test_a_setting_that_another_one_switches_off_is_a_warning(line, name):
     warnings = load_config("my.yaml", text=f"train_data_dir: pics\n{line}\n")[1]
     assert len(warnings) == 1 and warnings[0].startswith(f"{name} has no effect here: ")

@@ -138,11 +138,18 @@ def add_adapter(model: Any, config: LanguageConfig) -> Any:
 
 
 def _continued(model: Any, config: LanguageConfig, kind: Any) -> Any:
+    from peft import PeftConfig
+
     folder = Path(config.init_lora)
     if not (folder / "adapter_config.json").is_file():
         raise ValueError(f"init_lora is {folder}, which is no peft adapter folder (it has no adapter_config.json); give the folder that a run wrote")
     try:
-        return kind.from_pretrained(model, str(folder), is_trainable=True, local_files_only=True)
+        settings = PeftConfig.from_pretrained(str(folder), local_files_only=True)
+        if hasattr(settings, "lora_dropout"):
+            settings.lora_dropout = config.lora_dropout
+        elif config.lora_dropout:
+            log.warning("warning: lora_dropout has no effect here: the adapter of init_lora is no LoRA (%s)", settings.peft_type.value)
+        return kind.from_pretrained(model, str(folder), is_trainable=True, config=settings, local_files_only=True)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"init_lora is {folder}, which does not fit this base ({_first_line(error)}); give an adapter that was trained on it") from None
 

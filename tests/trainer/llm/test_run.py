@@ -286,6 +286,25 @@ def test_a_run_continues_an_adapter(config, run_of):
     assert run.train().status == "completed"
 
 
+def test_a_continued_adapter_gets_the_dropout_of_the_settings(config, run_of):
+    first = run_of(replace(config, lora_dropout=0.25)).train().lora
+    for dropout in (0.5, 0.0):
+        run = run_of(replace(config, init_lora=str(first), name="more", lora_dropout=dropout))
+        layers = {module.p for name, module in run.model.named_modules() if name.endswith("lora_dropout.default") and isinstance(module, torch.nn.Dropout)}
+        assert layers == ({dropout} if dropout else set())
+        assert json.loads((run.train().lora / "adapter_config.json").read_text())["lora_dropout"] == dropout
+
+
+def test_an_adapter_that_has_no_dropout_is_continued_and_the_setting_named(config, run_of, tmp_path, caplog):
+    from peft import IA3Config, get_peft_model
+
+    base = load_base(Path(config.base_model), torch.device("cpu"), torch.float32)
+    adapter = tmp_path / "other"
+    get_peft_model(base, IA3Config(task_type="CAUSAL_LM", target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"])).save_pretrained(adapter)
+    run_of(replace(config, init_lora=str(adapter), name="more", lora_dropout=0.5))
+    assert "lora_dropout has no effect here: the adapter of init_lora is no LoRA (IA3)" in caplog.text
+
+
 def test_early_stop_keeps_the_best_step(config, run_of, tmp_path):
     """The measured answers are others than the trained ones, so that learning makes them less likely."""
     wrong = tmp_path / "wrong.jsonl"
