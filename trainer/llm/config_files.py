@@ -21,8 +21,8 @@ def _as(name: str) -> Change:
 
 
 def _if_true(name: str, setting: str) -> Change:
-    """A switch of its own there is one value of a setting here; switched off it says nothing."""
-    return lambda value: (name, setting) if _true(value) else ("", None)
+    """A switch of its own there is one value of a setting here; switched off, or left to the trainer with auto, it says nothing."""
+    return lambda value: (name, setting) if str(value).strip().lower() != "auto" and _true(value) else ("", None)
 
 
 ALIASES: dict[str, Change] = {

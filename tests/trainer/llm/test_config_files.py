@@ -84,6 +84,13 @@ def test_keys_of_other_trainers(tmp_path):
     assert "lora_r is read as lora_rank" in warnings
 
 
+@pytest.mark.parametrize("values, precision", [({"bf16": "auto"}, "auto"), ({"bf16": "auto", "fp16": None}, "auto"), ({"bf16": "auto", "fp16": True}, "fp16"),
+                                               ({"bf16": "true", "fp16": "auto"}, "bf16"), ({"bf16": False}, "auto")])
+def test_a_number_format_that_is_left_to_the_trainer_stays_so(tmp_path, values, precision):
+    config, _ = load_language_config(settings_file(tmp_path, task="llm", base_model="m", train_data_dir="d", **values))
+    assert config.mixed_precision == precision
+
+
 @pytest.mark.parametrize("values, expected", [
     ({"lora_rnk": 8}, "lora_rnk.*did you mean lora_rank"),
     ({"lora_rank": 8, "lora_r": 8}, "lora_r and lora_rank both set lora_rank"),
