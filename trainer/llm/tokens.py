@@ -73,9 +73,10 @@ def _chat_samples(tokenizer: Any, record: Record, max_length: int, answer_only: 
     labels = list(ids)
     if answer_only:
         labels = [token if _is_answer(span, rendered.answers) else NOT_COUNTED for token, span in zip(ids, spans)]
-    if all(label == NOT_COUNTED for label in labels[1:max_length]):
-        raise ValueError(f"the question alone has {len(ids)} tokens, which leaves no room for its answer; raise max_length ({max_length})"
-                         if any(label != NOT_COUNTED for label in labels) else "its answer is no token at all")
+    begin = next((number for number, label in enumerate(labels) if number and label != NOT_COUNTED), None)
+    if begin is None or begin >= max_length:
+        raise ValueError("its answer is no token at all" if begin is None else
+                         f"the question alone has {begin} tokens, which leaves no room for its answer; raise max_length ({max_length})")
     return [Sample(ids[:max_length], labels[:max_length])], len(ids) > max_length
 
 

@@ -52,9 +52,12 @@ def test_long_texts_are_split_and_long_conversations_cut_off(tokenizer):
 
 
 def test_a_question_that_leaves_no_room_for_its_answer_is_named(tokenizer):
-    found = tokenize(tokenizer, [asked(question="why " * 50), asked()], 32)
+    long = asked(question="why " * 50, answer="Rome " * 50)
+    found = tokenize(tokenizer, [long, asked()], 32)
     assert len(found.samples) == 1
-    assert found.problems[0].startswith("a.jsonl, line 1: the question alone has") and "raise max_length (32)" in found.problems[0]
+    question = [label != NOT_COUNTED for label in tokenize(tokenizer, [long], 1000).samples[0].labels].index(True)
+    assert found.problems == [f"a.jsonl, line 1: the question alone has {question} tokens, which leaves no room for its answer; raise max_length (32)"]
+    assert tokenize(tokenizer, [long], question).problems and not tokenize(tokenizer, [long], question + 1).problems
 
 
 def test_packing_loses_nothing_and_fills_rows():
