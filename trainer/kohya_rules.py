@@ -26,6 +26,10 @@ OPTIMIZER_NAMES = {"adam": "torch.optim.Adam", "adamw8bit": "adamw8bit", "pageda
                    "dadaptadampreprint": "dadaptation.experimental.DAdaptAdamPreprint", "dadaptadam": "dadaptation.DAdaptAdam",
                    "dadaptadagrad": "dadaptation.DAdaptAdaGrad", "dadaptadan": "dadaptation.DAdaptAdan",
                    "dadaptlion": "dadaptation.DAdaptLion", "dadaptsgd": "dadaptation.DAdaptSGD"}
+OTHER_DEFAULTS = {"lora_rank": ("network_dim", "", "4"), "lora_alpha": ("network_alpha", "the rank", "1"), "learning_rate": ("learning_rate", "", "0.000002"),
+                  "lr_scheduler": ("lr_scheduler", "", "constant"), "min_snr_gamma": ("min_snr_gamma", "", "0 (off)"),
+                  "caption_dropout": ("caption_dropout_rate", "", "0")}
+"""By setting: sd-scripts' key for it, our default where that is no value, and sd-scripts' default."""
 
 
 class Draft:
@@ -254,8 +258,10 @@ def note_other_defaults(draft: Draft) -> None:
     values, settings = draft.values, draft.settings
     if "network_dim" not in values and "network_module" not in values:
         return
-    if "lora_alpha" not in settings:
-        draft.notes.append("network_alpha is not given: HotLoRA takes the rank, sd-scripts would take 1")
+    without_effect = {*(("lora_rank", "lora_alpha") if settings.get("init_lora") else ()), *(("min_snr_gamma",) if settings.get("debiased") else ())}
+    for name, (key, here, there) in OTHER_DEFAULTS.items():
+        if name not in settings and name not in without_effect:
+            draft.notes.append(f"{key} is not given: HotLoRA's default is {here or SETTINGS[name].default_text()}, sd-scripts' is {there}")
     if values.get("text_encoder_lr") in NOT_GIVEN and "text_encoder_target_modules" not in settings \
             and not truth("network_train_unet_only", values.get("network_train_unet_only") or False):
         draft.notes.append("text_encoder_lr is not given: HotLoRA does not train the text encoder, sd-scripts would")

@@ -333,7 +333,8 @@ def test_a_whole_file_of_sd_trainer():
         "the base model and have no negative prompt); clip_skip (the last text layer that the base model was made for is used)")
     assert "xformers" in needless and "cache_latents (always on)" in needless and "caption_extension" in needless
     assert notes == ["resolution 512 x 768 is taken as an area; each picture is trained in its own shape",
-                     "learning_rate has no effect, because unet_lr is given too"]
+                     "learning_rate has no effect, because unet_lr is given too",
+                     "caption_dropout_rate is not given: HotLoRA's default is 0.05, sd-scripts' is 0"]
 
 
 def test_every_key_of_the_table_does_something_or_is_listed():
@@ -395,7 +396,7 @@ def test_what_the_keys_of_sd_scripts_mean(values, expected):
 
 @pytest.mark.parametrize("values, text", [
     (dict(max_train_steps=100, max_train_epochs=2), "max_train_steps has no effect, because max_train_epochs is given too"),
-    (dict(network_dim=8, text_encoder_lr=1e-5), "network_alpha is not given: HotLoRA takes the rank, sd-scripts would take 1"),
+    (dict(network_dim=8, text_encoder_lr=1e-5), "network_alpha is not given: HotLoRA's default is the rank, sd-scripts' is 1"),
     (dict(network_dim=8), "HotLoRA does not train the text encoder, sd-scripts would"),
     (dict(network_module="networks.oft"), "networks.oft"),
     (dict(network_args=["algo=loha", "foo=1"]),
@@ -406,6 +407,27 @@ def test_what_the_keys_of_sd_scripts_mean(values, expected):
     (dict(v_parameterization=True), "base model")])
 def test_what_is_not_taken_over_is_said(values, text):
     assert text in load_kohya(**values)[1]
+
+
+def other_defaults(**values) -> set[str]:
+    return set(re.findall(r"^(\w+) is not given: HotLoRA", load_kohya(**values)[1], re.MULTILINE))
+
+
+def test_defaults_that_are_others_in_sd_scripts_are_told():
+    given = {"network_dim": 4, "network_alpha": 1, "learning_rate": 2e-6, "lr_scheduler": "constant", "min_snr_gamma": 0, "caption_dropout_rate": 0,
+             "text_encoder_lr": 1e-5}
+    assert other_defaults(network_module="networks.lora") == set(given)
+    assert "network_dim is not given: HotLoRA's default is 16, sd-scripts' is 4" in load_kohya(network_module="networks.lora")[1]
+    assert not other_defaults(network_module="networks.lora", **given)
+    for key in given:
+        assert other_defaults(network_module="networks.lora", **{name: value for name, value in given.items() if name != key}) == {key}
+    assert not other_defaults(lora_rank=8, max_train_steps=5)
+
+
+def test_of_a_default_that_does_not_count_nothing_is_told():
+    assert not other_defaults(network_module="a", network_weights="a.safetensors") & {"network_dim", "network_alpha"}
+    assert "min_snr_gamma" not in other_defaults(network_module="a", debiased_estimation_loss=True)
+    assert "learning_rate" not in other_defaults(network_module="a", unet_lr=1e-5)
 
 
 @pytest.mark.parametrize("values, message", [

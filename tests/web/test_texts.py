@@ -115,6 +115,8 @@ SENTENCES = [
     "there is a LoRA x again; rename or delete that one first", "x.png is in the gallery again; rename or remove that one first",
     "a.txt is in the gallery already with another text; edit the captions there, or remove that file first",
     "a.txt is larger than a megabyte, which is no caption", "log in to this server first; HotLoRA asks for the same login",
+    "network_alpha is not given: HotLoRA's default is the rank, sd-scripts' is 1", "lr_scheduler is not given: HotLoRA's default is 16, sd-scripts' is 4",
+    "text_encoder_lr is not given: HotLoRA does not train the text encoder, sd-scripts would",
     "the request has 300.0 MB but at most 250.0 MB are allowed here", "there is no LoRA x that was trained here; load the list again"]
 
 
