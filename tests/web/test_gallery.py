@@ -275,3 +275,39 @@ def test_captions_and_masks_go_with_their_picture_when_its_name_is_taken(shared_
     made = shared_server.folder / "galleries" / page.evaluate("JSON.parse(localStorage['hotlora.form']).folder").rpartition("/")[2]
     assert sorted(path.name for path in made.iterdir() if not path.name.startswith(".")) == ["0 (2).png", "0 (2).txt", "0 (2)_mask.png", "0.png", "1.png"]
     assert page.get_by_label("Caption of 0.png", exact=True).input_value() == ""
+
+
+def test_a_caption_that_no_longer_matches_the_search_is_still_the_one_that_is_typed(open_gallery, gallery):
+    """The picture left the list while its caption was typed, and the rest of the keys went into the next one's caption, one after the other."""
+    before = {i: (gallery / f"{i}.txt").read_text() for i in range(6)}
+    page = open_gallery(gallery)
+    page.locator("input[type=search]").fill("round")
+    page.locator(".cell .icon-button").first.click()
+    area = page.locator("dialog.viewer textarea")
+    area.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("something else, typed slowly", delay=60)
+    assert area.input_value() == "something else, typed slowly" and page.locator("dialog.viewer strong").inner_text() == "0.png"
+    page.keyboard.press("Escape")
+    cell = page.get_by_label("Caption of 1.png")
+    cell.click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("and in the grid", delay=60)
+    assert cell.input_value() == "and in the grid"
+    saved(page)
+    assert (gallery / "0.txt").read_text() == "something else, typed slowly" and (gallery / "1.txt").read_text() == "and in the grid"
+    assert all((gallery / f"{i}.txt").read_text() == before[i] for i in range(2, 6))
+
+
+def test_a_picture_that_is_removed_elsewhere_takes_nothing_of_what_is_typed_with_it(open_gallery, gallery, shared_server):
+    page = open_gallery(gallery)
+    page.locator(".cell .icon-button").nth(2).click()
+    area = page.locator("dialog.viewer textarea")
+    area.fill("first half")
+    shared_server.post("gallery/remove", {"folder": str(gallery), "files": ["0.png"]})
+    page.locator(".gallery-bar", has_text="5 pictures").wait_for()
+    area.press("End")
+    page.keyboard.type(" and second half", delay=30)
+    page.keyboard.press("Escape")
+    until(page, lambda: (gallery / "2.txt").read_text() == "first half and second half")
+    assert "half" not in (gallery / "3.txt").read_text()

@@ -45,7 +45,7 @@ export function GalleryScreen() {
   const [selected, setSelected] = useState(new Set());
   const [problem, setProblem] = useState(null);
   const [sending, setSending] = useState(null);
-  const [open, setOpen] = useState(null);
+  const [open, setOpen] = useState(null);          // the file that is shown large: its place in the list may change while its caption is typed
   const [only, setOnly] = useState(null);          // pictures of a finding: {label, files}
   const [captions, setCaptions] = useState(null);   // for which pictures captions are asked for: {files}
   const [compare, setCompare] = useState(false);
@@ -70,7 +70,9 @@ export function GalleryScreen() {
     }
   };
   const pictures = gallery?.pictures ?? [];
-  const shown = pictures.filter((one) => matches(gallery.folder, one, search) && (!only || only.files.includes(one.file)));
+  const shown = useFound(gallery, pictures, search, only);
+  const at = shown.findIndex((one) => one.file === open);
+  useEffect(() => { if (open !== null && gallery && at < 0) setOpen(null); }, [open, gallery, at]);
   const chosen = shown.filter((one) => selected.has(one.file));
   return html`<${DropZone} onFiles=${add} onProblem=${setProblem}><section class="card gallery" aria-labelledby="hl-gallery-title">
     <header class="gallery-head"><h1 id="hl-gallery-title">${t("nav.gallery")}</h1><${FolderChooser} /><${FileButton} onFiles=${add} />
@@ -98,15 +100,29 @@ export function GalleryScreen() {
         ${only && html`<button type="button" class="chip" aria-pressed="true" onClick=${() => setOnly(null)}>${only.label} <${Icon} name="x" /><span class="hidden">${t("check.all")}</span></button>`}
         <${UndoCaptions} gallery=${gallery} onError=${setProblem} />
         <${SaveState} /></div>
-      <${Grid} gallery=${gallery} pictures=${shown} found=${found} selected=${selected} onSelect=${setSelected} showCut=${showCut} onOpen=${setOpen}
+      <${Grid} gallery=${gallery} pictures=${shown} found=${found} selected=${selected} onSelect=${setSelected} showCut=${showCut} onOpen=${(index) => setOpen(shown[index].file)}
         onRemove=${(some) => removeFiles(gallery, some, setProblem).catch(setProblem)} />`}
-    ${open !== null && shown[open] && html`<${PictureDialog} gallery=${gallery} picture=${shown[open]} position=${t("gallery.position", { n: open + 1, all: shown.length })}
-      onMove=${(by) => setOpen(Math.min(shown.length - 1, Math.max(0, open + by)))} onClose=${() => setOpen(null)} />`}
+    ${at >= 0 && html`<${PictureDialog} gallery=${gallery} picture=${shown[at]} position=${t("gallery.position", { n: at + 1, all: shown.length })}
+      onMove=${(by) => setOpen(shown[Math.min(shown.length - 1, Math.max(0, at + by))].file)} onClose=${() => setOpen(null)} />`}
     ${captions && gallery && html`<${CaptionDialog} folder=${gallery.folder} files=${captions.files} onClose=${() => setCaptions(null)} />`}
   </section><//>`;
 }
 
 export const captionOf = (folder, one) => draftOf(folder, one.file) ?? one.caption;
+
+// What was found stays until something else is looked for: a picture whose caption is being typed must not go, and another take its place.
+function useFound(gallery, pictures, search, only) {
+  const stay = useRef({});
+  if (stay.current.folder !== gallery?.folder || stay.current.search !== search || stay.current.only !== only) {
+    stay.current = { folder: gallery?.folder, search, only, files: new Set() };
+  }
+  const { files } = stay.current;
+  return pictures.filter((one) => {
+    const isFound = files.has(one.file) || (matches(gallery.folder, one, search) && (!only || only.files.includes(one.file)));
+    if (isFound) files.add(one.file);
+    return isFound;
+  });
+}
 
 function matches(folder, one, search) {
   const wanted = search.trim().toLowerCase();

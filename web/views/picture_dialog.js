@@ -41,7 +41,7 @@ export function PictureDialog({ gallery, picture, position, onMove, onClose }) {
         ${picture.crop && html`<i class="cut" style=${cutStyle(picture)}></i>`}</span></div>
       ${(picture.warnings ?? []).filter((one) => one !== "no caption").map((one) => html`<p class="warning"><${Icon} name="warn" />${said(one)}</p>`)}
       <label class="wide-caption"><span>${t("gallery.caption")} <small>${t("gallery.tokens", { n: tokensOf(caption), most: TOKENS })}</small></span>
-        <textarea rows="3" spellcheck=${false} value=${caption} onInput=${(event) => write(event.target.value)}></textarea></label>
+        <textarea key=${picture.file} rows="3" spellcheck=${false} value=${caption} onInput=${(event) => write(event.target.value)}></textarea></label>
       ${former.length > 0 && html`<details class="former"><summary>${t("gallery.former", { n: former.length })}</summary>
         <ul>${former.slice(0, 10).map((text) => html`<li><button type="button" class="link" onClick=${() => write(text)}>${text}</button>
           <small>${when(past.find((one) => one.before === text).time)}</small></li>`)}</ul></details>`}
