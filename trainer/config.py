@@ -66,7 +66,7 @@ class TrainConfig(CheckedSettings):
         "Keeps the class as the base model draws it (differential output preservation), at more than twice the time of a step; 1 is usual, 0 is off."))
     masks: bool = setting(False, help=(
         "Train only on the part of a picture that its transparency or its name_mask.png marks as visible."))
-    max_megapixels: float = setting(180.0, above=0, maximum=2000, unit="million pixels", help=(
+    max_megapixels: float = setting(180.0, above=0, maximum=180, unit="million pixels", help=(
         "Pictures with more pixels than this are skipped, because opening them can fill the memory."))
 
     # Base and adapter

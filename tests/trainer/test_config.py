@@ -150,6 +150,12 @@ def test_settings_that_contradict_or_cannot_be_saved(values, message):
         TrainConfig("pics", **values)
 
 
+def test_no_more_megapixels_are_allowed_than_pillow_opens():
+    assert TrainConfig("pics", max_megapixels=180).max_megapixels == 180
+    with pytest.raises(ValueError, match="max_megapixels is 200 but must be a number above 0 up to 180"):
+        TrainConfig("pics", max_megapixels=200)
+
+
 def test_dataclasses_replace_checks_too():
     with pytest.raises(ValueError, match="lora_rank is -1"):
         dataclasses.replace(TrainConfig("pics"), lora_rank=-1)
