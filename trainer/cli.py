@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from .cli_bundle import add_commands as add_bundle_commands
 from .cli_farm import add_commands as add_farm_commands
 from .cli_gallery import add_commands as add_gallery_commands
 from .cli_llm import add_generate_options, generate_text, is_language_request, train_language
-from .config import TrainConfig, describe_settings
+from .config import SETTINGS, TrainConfig, describe_settings
 from .config_files import load_config, read_values
 from .llm.config import LanguageConfig
 from .llm.config_files import is_language_run, load_language_config
@@ -25,12 +26,17 @@ from .distributed import ALONE, Alone, PeerFailed, check_command, check_image_la
 from .memory import FREE_SOME, explained
 from .output_files import OutputError
 from .process_lock import alone
+from .settings import Setting
 from .state import find_states, put_states_aside
 
 log = logging.getLogger(__name__)
 SAME_PRESS = 2.0
 """A launcher hands Ctrl-C on, so that one press may come twice within so many seconds."""
 COMMANDS = ("train", "farm", "export-job", "run-bundle", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
+SIDE = Setting("", "int", False, "the base's own", "", minimum=16, maximum=8192, unit="pixels")
+DRAWN_WITH = {"seed": SETTINGS["preview_seed"], "steps": Setting("", "int", False, 25, "", minimum=1, maximum=1000), "width": SIDE, "height": SIDE,
+              "guidance": replace(SETTINGS["preview_guidance"], optional=False, default="the base's own")}
+"""What is allowed for the numbers of `generate`."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -259,6 +265,9 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> int:
+    for name, definition in DRAWN_WITH.items():
+        if getattr(options, name) is not None:
+            definition.convert(getattr(options, name), called=f"--{name}")
     if is_language_request(options):
         return generate_text(options)
     from .backend import SampleRequest
@@ -297,6 +306,10 @@ def _export(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from .demo.run_demo import run_demo
+    from .run import check_writable
 
+    if options.out.is_file():
+        raise ValueError(f"--out is {options.out}, which is a file; give a folder for the LoRA and the pictures of the demo")
+    check_writable("--out", options.out)
     print(json.dumps(run_demo(options.out), indent=2))
     return 0

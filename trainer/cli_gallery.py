@@ -7,10 +7,12 @@ import logging
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from .caption_choices import KNOWN, PURPOSES
 from .captions.download import first_local
+from .config import SETTINGS
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +108,10 @@ def _check(options: argparse.Namespace) -> int:
     from .gallery_files import existing_folder
     from .known_pictures import KnownPictures
 
+    resolution = replace(SETTINGS["resolution"], optional=False, default=512).convert(options.resolution, called="--resolution")
     root = existing_folder(options.dir)
     looks, facts = (None, None) if options.no_cache else cache_files(options.cache or user_cache(), root)
-    settings = CheckSettings(options.resolution, options.purpose, options.trigger)
+    settings = CheckSettings(resolution, options.purpose, options.trigger)
     report = check_folder(root, settings, looks, KnownPictures(facts), options.clip, options.device, _pictures if sys.stderr.isatty() else None)
     print(json.dumps(report.to_dict(), ensure_ascii=False, indent=2) if options.json else report.text(options.language))
     return 0

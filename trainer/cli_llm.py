@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 import sys
 from pathlib import Path
@@ -138,7 +139,7 @@ def generate_text(options: argparse.Namespace) -> int:
     from .llm.trainer import device_of
     from .precision import pick_precision
 
-    if options.max_tokens < 1 or options.temperature < 0:
+    if options.max_tokens < 1 or not 0 <= options.temperature < math.inf:
         raise ValueError(f"--max-tokens is {options.max_tokens} and --temperature {options.temperature:g}; the first must be at least 1, the second at least 0")
     base_name, options.lora = _base_and_lora(options.base, options.lora)
     base = find_base(base_name)

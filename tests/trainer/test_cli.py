@@ -162,11 +162,21 @@ def test_dry_run_says_all_and_writes_nothing(yaml, gallery, tmp_path):
     (["--config", "no-such.yaml"], "no-such.yaml"),
     (["generate", "--prompt", "x <lora:facce:1>", "--lora-dir", "{out}"], "facce"),
     (["generate", "--prompt", "x <lora:face:much>"], "much"),
+    *((["generate", "--prompt", "x", "--out", "{out}/out/x.png", option, value], f"{option} is {value} but must be {allowed}") for option, value, allowed in (
+        ("--seed", str(2**70), f"a whole number from 0 to {2**63 - 1}; change it, or remove it to get the default (0)"), ("--seed", "-1", "a whole number"),
+        ("--steps", "0", "a whole number from 1 to 1000;"), ("--steps", "5000", "a whole number"), ("--guidance", "nan", "a number from 0 to 100;"),
+        ("--guidance", "-3.0", "a number"),
+        ("--width", "0", "a whole number from 16 to 8192 (pixels); change it, or remove it to get the default (the base's own)"),
+        ("--height", "100000", "a whole number"))),
+    *((["check", "--dir", "{gallery}", "--no-cache", "--resolution", value], f"--resolution is {value} but must be a whole number from 32 to 4096 (pixels); "
+       "change it, or remove it to get the default (512)") for value in ("0", "-5", "5000")),
+    (["demo", "--out", "{yaml}"], "my.yaml, which is a file; give a folder"),
+    (["demo", "--out", "{yaml}/x"], "--out {yaml}/x cannot be written to ("),
     (["inspect", "{yaml}"], "my.yaml"),
     ([], "--config"),
 ])
-def test_an_error_is_one_sentence(arguments, expected, yaml, tmp_path, capsys):
-    arguments = [a.format(yaml=yaml, out=tmp_path) for a in arguments]
+def test_an_error_is_one_sentence(arguments, expected, yaml, gallery, tmp_path, capsys):
+    arguments, expected = [a.format(yaml=yaml, out=tmp_path, gallery=gallery) for a in arguments], expected.format(yaml=yaml)
     assert main(arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("error: ") and expected in error

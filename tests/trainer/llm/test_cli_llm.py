@@ -80,6 +80,8 @@ def test_generate_finds_the_base_of_a_lora_and_draws_by_the_seed(config, run_of,
     (["--lora", "nowhere"], "--lora is nowhere, which is no adapter folder of a language model .* For pictures, name the LoRA in the prompt"),
     (["--base", "BASE", "--max-tokens", "0"], "--max-tokens is 0 .* the first must be at least 1"),
     (["--base", "BASE", "--temperature", "-1"], "--temperature -1; .*the second at least 0"),
+    (["--base", "BASE", "--temperature", "nan"], "--temperature nan; .*the second at least 0"),
+    (["--base", "BASE", "--seed", str(2**70)], f"--seed is {2**70} but must be a whole number from 0 to"),
     (["--base", "BASE", "--lora", "OTHER"], "the LoRA .* does not fit the base .*give the base that it was trained on"),
 ])
 def test_wrong_requests_are_one_sentence(config, run_of, world, tmp_path, capsys, options, expected):
