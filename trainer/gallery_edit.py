@@ -12,14 +12,13 @@ import threading
 import time
 import unicodedata
 from pathlib import Path
-from typing import Any
+from typing import Any, Container
 
 from .captions.decoding import decode_text
 from .captions.editing import edited_metadata, edited_sidecar
 from .captions.marks import Marks
-from .captions.matching import composed
 from .captions.metadata import parse_metadata
-from .captions.sidecar import LARGEST, tidy
+from .captions.sidecar import LARGEST, read_sidecar, tidy
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from .galleries import MAX_MEGAPIXELS, Place, captions_of, inside
 from .gallery_files import METADATA_FILES, GalleryFiles, folder_key, list_files, relative_name
@@ -117,15 +116,18 @@ def write_captions(home: Path, root: Path, captions: dict[str, str]) -> dict[str
         rows: dict[Path, dict[str, str]] = {}
         texts: dict[Path, str] = {}
         for path, text in changed.items():
-            _plan_edit(path, text, places, files, rows, texts)
+            _plan_edit(path, text, places, files, rows, texts, changed)
         contents = {path: edited_metadata(path, path.read_bytes(), edits) for path, edits in rows.items()}
         contents |= {path: edited_sidecar(path.read_bytes() if path.exists() else None, text) for path, text in texts.items()}
-        unreadable = {places[path].unreadable for path in changed}
         history = History(home, root)
         history.add({relative_name(path, root): {"before": places[path].caption, "after": text} for path, text in changed.items()})
-        for path, data in contents.items():
-            if path in rows or path in unreadable:
+        told = {places[path].caption for path in changed}
+        for path in contents:
+            if path in rows:
                 history.keep(path)
+            elif path.exists() and not _says_only(path, told):
+                history.keep(path, every=True)
+        for path, data in contents.items():
             write_atomically(path, data)
         return captions_now(root, list(captions))
 
@@ -138,19 +140,27 @@ def captions_now(root: Path, names: list[str]) -> dict[str, Any]:
             for path, place in places.items() if (name := relative_name(path, root)) in wanted}
 
 
-def _plan_edit(path: Path, text: str, places: dict[Path, Place], files: GalleryFiles, rows: dict[Path, dict[str, str]], texts: dict[Path, str]) -> None:
+def _says_only(path: Path, told: set[str]) -> bool:
+    """Whether a text file says nothing but one of the captions in `told`; not so one that cannot be read."""
+    try:
+        return read_sidecar(path) in ("", *told)
+    except ValueError:
+        return False
+
+
+def _plan_edit(path: Path, text: str, places: dict[Path, Place], files: GalleryFiles, rows: dict[Path, dict[str, str]], texts: dict[Path, str],
+               changed: Container[Path]) -> None:
     """Which row or text file a new caption goes to. One that is emptied must not let another, hidden so far, come up.
 
-    A text file that several pictures of one stem have in common is given up: each of them gets its own first.
+    A text file that several pictures of one stem have in common is given up: each of them gets its own first, those in `changed` by an edit of their own.
     """
-    place, others = places[path], files.others_of_stem(path)
-    common = [sidecar for sidecar in files.sidecars_of(path) if composed(sidecar.stem) != composed(path.name)] if others else []
+    place, common = places[path], files.common_sidecars(path)
     if place.row is not None and (str(place.row) or place.sidecar is None):
         rows.setdefault(place.row.file, {})[place.row.row] = text
     if place.sidecar in common or not text:
-        for other in others:
-            if places[other].sidecar in common:
-                texts.setdefault(files.own_sidecar(other), places[other].caption)
+        for other in files.others_of_stem(path):
+            if other not in changed and places[other].sidecar in common:
+                texts[files.own_sidecar(other)] = places[other].caption
     if not text:
         for sidecar in files.sidecars_of(path):
             texts[sidecar] = ""
@@ -180,11 +190,14 @@ class History:
             stream.flush()
             os.fsync(stream.fileno())
 
-    def keep(self, path: Path) -> None:
-        """Keep a file whose text the history does not hold as it was before it is edited for the first time, and once a day."""
-        name = f"{time.strftime('%Y%m%d')}-{folder_key(path)[:8]}-{path.name}"
+    def keep(self, path: Path, every: bool = False) -> None:
+        """Keep a file as it was before it is edited for the first time, and once a day; `every` content of one whose text the history does not hold."""
+        data = path.read_bytes()
+        content = f"-{hashlib.blake2b(data, digest_size=8).hexdigest()}" if every else ""
+        # the names of pictures, and so those of their texts, may be as long as a name can be
+        name = f"{time.strftime('%Y%m%d')}-{folder_key(path)[:8]}{content}-{path.name[-50:]}"
         if not (self.folder / name).exists():
-            write_atomically(self.folder / name, path.read_bytes())
+            write_atomically(self.folder / name, data)
 
     def of(self, file: str, limit: int = 100) -> list[dict[str, Any]]:
         """Edits of one picture's caption, newest first."""

@@ -67,6 +67,11 @@ class GalleryFiles:
         keys = [(path.parent, composed(stem), suffix) for suffix in SIDECAR_SUFFIXES for stem in (path.stem, path.name)]
         return [self.sidecars[key] for key in keys if key in self.sidecars]
 
+    def common_sidecars(self, path: Path) -> list[Path]:
+        """Those caption files of a picture that are also another picture's, of the same stem."""
+        own = composed(path.name)
+        return [sidecar for sidecar in self.sidecars_of(path) if composed(sidecar.stem) != own] if self.others_of_stem(path) else []
+
 
 def existing_folder(folder: str | Path) -> Path:
     """The gallery's path. Raises ValueError when it is not given, not there, or not a folder."""

@@ -183,6 +183,59 @@ def test_pictures_of_one_stem_have_captions_of_their_own(home, root):
     assert {file: text for file, (text, _) in captions(root).items()} == {"a.jpg": "", "a.png": "red", "b.png": "green", "c.png": ""}
 
 
+def kept_texts(home):
+    return sorted(path.read_bytes() for path in (home / "history").rglob("*.txt"))
+
+
+def test_every_text_that_cannot_be_read_is_kept_also_the_second_of_a_day(home, root):
+    texts = [word.encode("koi8-r") + b"\x98\xff\x81" for word in ("рыжий кот", "серый кот", "белый кот")]
+    for text in texts[:2]:
+        (root / "a.txt").write_bytes(text)
+        (root / "a.png.txt").write_bytes(texts[2])
+        write_captions(home, root, {"a.png": f"typed over {len(text)}"})
+    assert kept_texts(home) == sorted(texts[:2]) and (root / "a.png.txt").read_bytes() == texts[2]
+
+
+def test_a_long_name_does_not_keep_a_text_from_being_kept(home, root):
+    name, text = "я" * 120, "рыжий кот".encode("koi8-r") + b"\x98\xff\x81"
+    (root / f"{name}.png").write_bytes(png("white"))
+    (root / f"{name}.txt").write_bytes(text)
+    write_captions(home, root, {f"{name}.png": "typed"})
+    assert kept_texts(home) == [text]
+
+
+def test_a_text_that_another_hid_is_kept_when_both_are_emptied(home, root):
+    (root / "a.txt").write_text("shown")
+    (root / "a.png.txt").write_text("hidden")
+    write_captions(home, root, {"a.png": ""})
+    assert captions(root)["a.png"][0] == "" and kept_texts(home) == [b"hidden"] and History(home, root).of("a.png")[0]["before"] == "shown"
+
+
+@pytest.mark.parametrize("files", [("a.png", "a.jpg"), ("a.jpg", "a.png")])
+def test_of_two_pictures_of_one_stem_one_is_emptied_while_the_other_is_edited(home, root, files):
+    (root / "a.jpg").write_bytes(png("white"))
+    (root / "a.txt").write_text("in common")
+    write_captions(home, root, dict(zip(files, ("typed", ""))))
+    assert [captions(root)[file][0] for file in files] == ["typed", ""]
+
+
+def test_a_machine_writes_for_one_picture_and_not_for_the_other_of_its_stem(home, root):
+    (root / "a.jpg").write_bytes(png("white"))
+    (root / "a.txt").write_text("in common")
+    write_captions(home, root, {"a.png": "by hand", "a.jpg": ""})
+    write_new(root, {root / "a.jpg": "made"}, "m", "any")
+    assert captions(root)["a.jpg"] == ("made", "a.jpg.txt") and captions(root)["a.png"] == ("by hand", "a.png.txt")
+    write_new(root, {root / "a.jpg": "made again"}, "m", "any", replace=True)
+    assert captions(root)["a.jpg"] == ("made again", "a.jpg.txt") and captions(root)["a.png"] == ("by hand", "a.png.txt")
+
+
+def test_a_machine_that_goes_on_with_text_files_replaces_its_row_and_not_a_text_beside_it(root):
+    write_new(root, {root / "a.png": "made"}, "m", "any")
+    (root / "a.txt").write_text("by hand, hidden by the row")
+    write_new(root, {root / "a.png": "made again"}, "m", "any", "sidecars", replace=True)
+    assert captions(root)["a.png"] == ("made again", "metadata.csv") and (root / "a.txt").read_text() == "by hand, hidden by the row"
+
+
 def test_emptying_the_caption_of_one_picture_leaves_the_other_of_its_stem_what_they_had_in_common(home, root):
     (root / "a.jpg").write_bytes(png("white"))
     (root / "a.txt").write_text("in common")

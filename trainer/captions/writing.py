@@ -12,6 +12,7 @@ from .marks import Marks
 from .metadata import columns_of, parse_metadata
 from ..galleries import Place, captions_of
 from ..gallery_edit import _one_edit as one_edit
+from ..gallery_edit import _plan_edit as plan_edit
 from ..gallery_files import METADATA_FILES, GalleryFiles, list_files, relative_name
 from ..output_files import write_atomically
 
@@ -87,18 +88,18 @@ def _planned(root: Path, wanted: dict[Path, str], places: dict[Path, Place], fil
     as_sidecars, table = _as_sidecars(files, form), _table(root, files)
     rows: dict[Path, dict[str, str]] = {}
     added: dict[str, str] = {}
-    edits: dict[Path, bytes] = {}
+    texts: dict[Path, str] = {}
     for path, text in wanted.items():
         place = places[path]
-        if place.sidecar is not None:
-            edits[place.sidecar] = edited_sidecar(place.sidecar.read_bytes(), text)
+        if place.caption:
+            plan_edit(path, text, places, files, rows, texts, wanted)
         elif place.row is not None and not as_sidecars:
             rows.setdefault(place.row.file, {})[place.row.row] = text
         elif as_sidecars:
-            target = _sidecar_of(path, files)
-            edits[target] = edited_sidecar(target.read_bytes() if target.exists() else None, text)
+            texts[_sidecar_of(path, files)] = text
         else:
             added[relative_name(path, root)] = text
+    edits = {path: edited_sidecar(path.read_bytes() if path.exists() else None, text) for path, text in texts.items()}
     for file, changes in rows.items():
         edits[file] = edited_metadata(file, file.read_bytes(), changes)
     if added:
@@ -117,8 +118,9 @@ def _table(root: Path, files: GalleryFiles) -> Path:
 
 
 def _sidecar_of(path: Path, files: GalleryFiles) -> Path:
-    """An empty text file that is there, or a new one."""
-    return next(iter(files.sidecars_of(path)), None) or files.own_sidecar(path)
+    """An empty text file that is there and is no other picture's too, or a new one."""
+    common = files.common_sidecars(path)
+    return next((sidecar for sidecar in files.sidecars_of(path) if sidecar not in common), files.own_sidecar(path))
 
 
 def with_rows(path: Path, data: bytes | None, rows: dict[str, str]) -> bytes:
