@@ -12,7 +12,7 @@ export async function loadGallery(folder, resolution) {
   const mine = leave = new AbortController();
   const wanted = folder.trim();
   if (!wanted) {
-    setState({ gallery: null, galleryError: null });
+    setState({ gallery: null, galleryError: null, galleryLoading: false });
     return;
   }
   const before = getState().gallery;
@@ -21,7 +21,7 @@ export async function loadGallery(folder, resolution) {
   for (const quick of [true, false]) {
     try {
       const found = await get("gallery", { folder: wanted, quick, resolution }, { signal: mine.signal });
-      setState({ gallery: { ...found, folder: wanted, resolution }, galleryError: null });
+      setState({ gallery: { ...found, folder: wanted, root: found.folder, resolution }, galleryError: null });
     } catch (error) {
       if (error.name === "AbortError") return;
       setState({ gallery: null, galleryError: error, galleryLoading: false });
@@ -39,7 +39,7 @@ export function reloadGallery() {
 // After changes of this or another page. Captions come with the event; for anything else the folder is read again.
 export function galleryChanged(event) {
   const { gallery } = getState();
-  if (!gallery || event.folder !== gallery.folder) return;
+  if (!gallery || event.folder !== gallery.root) return;   // the folder may be typed as ~/photos or with a / at its end
   if (event.captions) {
     const pictures = gallery.pictures.map((one) => (event.captions[one.file] ? withCaption(one, event.captions[one.file]) : one));
     setState({ gallery: { ...gallery, pictures } });

@@ -1,7 +1,7 @@
 // What the server has and what happens there: read once, then followed by its events, also over a lost connection.
 import { address, ApiError, get, jobPath, lastEventOf } from "./api.js";
 import { addLosses, reloadCurves } from "./curves.js";
-import { galleryChanged } from "./gallery_data.js";
+import { galleryChanged, reloadGallery } from "./gallery_data.js";
 import { getState, setState } from "./store.js";
 
 const RETRY = 1500;
@@ -33,6 +33,17 @@ async function loadAll(early) {
     allSettings(), refreshGalleries(), refreshLoras(), refreshDetails(), reloadCurves(),
   ]);
   setState({ settings });
+  if (wasAway) readAgain();
+  wasAway = true;
+}
+
+let wasAway = false;
+
+// What happened while the connection was lost was told to nobody: the gallery that is open, drawings and captions.
+function readAgain() {
+  reloadGallery();
+  get("gallery/captioning").then(takeCaptioning, () => {});
+  if (getState().drawings) get("drawings").then(({ drawings }) => setState({ drawings }), () => {});
 }
 
 // What the server says of its settings, also while the page is still loading.

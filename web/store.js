@@ -16,6 +16,8 @@ let state = {
   waiting: false,             // whether the queue waits for the user after a restart
   details: {},                // whole jobs by id
   loras: null,
+  sending: null,              // how far an upload is: {done, total}
+  uploadProblem: null,
   logs: {},                   // lines by job id
   toasts: [],
 };

@@ -10,11 +10,11 @@ const paths = new WeakMap();   // of files out of dropped folders
 
 export const pathOf = (file) => paths.get(file) ?? (file.webkitRelativePath || file.name);
 
-// Pictures and captions; the captions last, as they belong to pictures. Anything else is passed over.
-export function sortFiles(files) {
+// Pictures and captions; the captions last, as they belong to pictures. Anything else is passed over, and captions alone where there are no pictures yet.
+export function sortFiles(files, hasPictures) {
   const named = files.filter((file) => PICTURE.test(file.name) || TEXT.test(file.name) || file.type.startsWith("image/"));
   const pictures = named.filter((file) => !TEXT.test(file.name));
-  return pictures.length ? [...pictures, ...named.filter((file) => TEXT.test(file.name))] : [];
+  return pictures.length || hasPictures ? [...pictures, ...named.filter((file) => TEXT.test(file.name))] : [];
 }
 
 // The folder that all files lie in, where one was dropped.

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from hotlora.bench.page import private_bytes
+from hotlora.tests.trainer.ui_server import UiServer
 from hotlora.trainer.captions.tokens import count_tokens
 from hotlora.trainer.demo import drawings
 
@@ -311,3 +312,61 @@ def test_a_picture_that_is_removed_elsewhere_takes_nothing_of_what_is_typed_with
     page.keyboard.press("Escape")
     until(page, lambda: (gallery / "2.txt").read_text() == "first half and second half")
     assert "half" not in (gallery / "3.txt").read_text()
+
+
+def test_pictures_that_are_added_while_others_are_sent_go_into_the_same_gallery(shared_server, open_page, gallery, tmp_path):
+    page = open_page(shared_server, "#/train")
+    (tmp_path / "phone.heic").write_bytes(b"not read")
+    files = page.locator(".dropzone input[type=file]")
+    page.get_by_label("Name", exact=True).first.fill("together")
+    files.set_input_files([str(gallery / f"{i}.png") for i in range(4)])
+    files.set_input_files([str(gallery / "4.png"), str(tmp_path / "phone.heic")])
+    page.goto(f"{shared_server.url}/hotlora/#/gallery")
+    page.locator(".gallery-bar", has_text="5 pictures").wait_for()
+    made = shared_server.folder / "galleries" / "together"
+    assert len(list(made.glob("*.png"))) == 5 and not list(made.parent.glob("together 2"))
+
+
+def test_what_is_dropped_beside_the_zone_or_is_no_picture_is_answered(shared_server, open_page, gallery, tmp_path):
+    page = open_page(shared_server, "#/train")
+    (tmp_path / "words.txt").write_text("alone")
+    page.locator(".dropzone input[type=file]").set_input_files(str(tmp_path / "words.txt"))
+    page.locator(".problem").first.wait_for()
+    fire = """([data, name]) => {
+      const transfer = new DataTransfer();
+      transfer.items.add(new File([new Uint8Array(data)], name, {type: "image/png"}));
+      const drop = new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
+      document.querySelector("header").dispatchEvent(drop);
+      return drop.defaultPrevented;
+    }"""
+    assert page.evaluate(fire, [list((gallery / "0.png").read_bytes()), "beside.png"])
+    page.locator(".strip img").first.wait_for()
+    page.goto(f"{shared_server.url}/hotlora/#/gallery")
+    page.get_by_label("Caption of beside.png").wait_for()
+    page.locator("input[type=file]").first.set_input_files({"name": "beside.txt", "mimeType": "text/plain", "buffer": b"came later"})
+    until(page, lambda: page.get_by_label("Caption of beside.png").input_value() == "came later")
+
+
+def test_a_folder_with_a_slash_at_its_end_is_followed(shared_server, open_gallery, gallery):
+    page = open_gallery(f"{gallery}/")
+    caption = page.get_by_label("Caption of 0.png")
+    shared_server.post("gallery/captions", {"folder": str(gallery), "captions": {"0.png": "by another tab"}})
+    until(page, lambda: caption.input_value() == "by another tab")
+
+
+def test_captions_that_were_written_during_an_outage_are_read_when_the_server_is_back(tmp_path, open_page, gallery):
+    server = UiServer(tmp_path / "ui").start()
+    page = open_page(server)
+    page.locator("input[list=hl-folders]").fill(str(gallery))
+    page.locator(".strip img").first.wait_for()
+    page.goto(f"{server.url}/hotlora/#/gallery")
+    caption = page.get_by_label("Caption of 0.png")
+    caption.wait_for()
+    server.kill()
+    page.locator(".banner", has_text="The server does not answer").wait_for()
+    (gallery / "0.txt").write_text("meanwhile")
+    server = UiServer(tmp_path / "ui", "--port", server.url.rsplit(":", 1)[1]).start()
+    try:
+        until(page, lambda: caption.input_value() == "meanwhile")
+    finally:
+        server.stop()

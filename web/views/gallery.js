@@ -5,13 +5,11 @@ import { pictureUrl, post } from "../api.js";
 import { changeForm, settingsOf, useForm } from "../form.js";
 import { draftOf, dropDrafts, sendCaptions, tagsOf, typed } from "../captions.js";
 import { byPicture, useCheck } from "../gallery_check.js";
-import { loadGallery, reloadGallery } from "../gallery_data.js";
+import { reloadGallery } from "../gallery_data.js";
 import { language, number, said, t } from "../i18n.js";
-import { refreshGalleries } from "../live.js";
 import { TOKENS, tokensOf } from "../tokens.js";
-import { sendFiles } from "../uploads.js";
 import { Action, Empty, Icon, Problem } from "./parts.js";
-import { DropZone, failedText, FileButton, galleryForFiles, useGallery } from "./pictures.js";
+import { DropZone, FileButton, Sending, useGallery } from "./pictures.js";
 import { CaptionDialog, CaptionProgress, UndoCaptions } from "./caption_dialog.js";
 import { CheckPanel, leaveOut, LeftOut } from "./check.js";
 import { GalleryTools } from "./gallery_tools.js";
@@ -44,7 +42,6 @@ export function GalleryScreen() {
   const [search, setSearch] = useState("");
   const [selected, setSelected] = useState(new Set());
   const [problem, setProblem] = useState(null);
-  const [sending, setSending] = useState(null);
   const [open, setOpen] = useState(null);          // the file that is shown large: its place in the list may change while its caption is typed
   const [only, setOnly] = useState(null);          // pictures of a finding: {label, files}
   const [captions, setCaptions] = useState(null);   // for which pictures captions are asked for: {files}
@@ -54,39 +51,23 @@ export function GalleryScreen() {
   const found = useMemo(() => byPicture(check.report, language()), [check.report]);
   useEffect(() => { setSelected(new Set()); setOnly(null); }, [form.folder]);
 
-  const add = async (files) => {
-    setProblem(null);
-    try {
-      const folder = await galleryForFiles(form.folder, files);
-      const result = await sendFiles(folder, files, (done, total) => setSending({ done, total }));
-      changeForm({ folder });
-      await loadGallery(folder, resolution);
-      refreshGalleries();
-      if (result.failed.length) setProblem(failedText(result.failed));
-    } catch (wrong) {
-      setProblem(wrong);
-    } finally {
-      setSending(null);
-    }
-  };
   const pictures = gallery?.pictures ?? [];
   const shown = useFound(gallery, pictures, search, only);
   const at = shown.findIndex((one) => one.file === open);
   useEffect(() => { if (open !== null && gallery && at < 0) setOpen(null); }, [open, gallery, at]);
   const chosen = shown.filter((one) => selected.has(one.file));
-  return html`<${DropZone} onFiles=${add} onProblem=${setProblem}><section class="card gallery" aria-labelledby="hl-gallery-title">
-    <header class="gallery-head"><h1 id="hl-gallery-title">${t("nav.gallery")}</h1><${FolderChooser} /><${FileButton} onFiles=${add} />
+  return html`<${DropZone}><section class="card gallery" aria-labelledby="hl-gallery-title">
+    <header class="gallery-head"><h1 id="hl-gallery-title">${t("nav.gallery")}</h1><${FolderChooser} /><${FileButton} />
       ${pictures.length > 0 && html`<button type="button" class="button" onClick=${() => setCaptions({ files: chosen.length ? chosen.map((one) => one.file) : null })}>
         <${Icon} name="wand" />${t("caption.button")}</button>`}</header>
-    ${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
-      ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
+    <${Sending} />
     <${Problem} error=${problem} onClose=${() => setProblem(null)} />
     ${form.folder.trim() && error && html`<${Problem} error=${error} />`}
     ${!form.folder.trim() && html`<${Empty} icon="images" title=${t("gallery.none")}><p>${t("upload.drop")}</p><p class="hint">${t("upload.hint")}</p><//>`}
     ${gallery && !pictures.length && !loading && html`<${Empty} icon="images" title=${t("gallery.empty")}><p>${t("upload.drop")}</p><//>`}
     ${loading && !gallery && html`<p class="hint" aria-busy="true">${t("plan.reading")}</p>`}
     ${gallery && html`<${Notices} gallery=${gallery} />`}
-    ${gallery && html`<${CaptionProgress} folder=${gallery.folder} />`}
+    ${gallery && html`<${CaptionProgress} folder=${gallery.root} />`}
     ${pictures.length > 0 && html`
       <${CheckPanel} gallery=${gallery} check=${check} compare=${compare} onCompare=${setCompare} onShow=${(label, files) => setOnly({ label, files })}
         onCaptions=${(files) => setCaptions({ files })} />

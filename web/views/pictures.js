@@ -1,11 +1,11 @@
 // The pictures to learn from: a folder of the server, or files that are dropped, chosen or pasted and uploaded into a new gallery.
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import { getState, html, useStore } from "../store.js";
+import { getState, html, setState, useStore } from "../store.js";
 import { get, pictureUrl, post } from "../api.js";
 import { changeForm, getForm, useForm } from "../form.js";
 import { number, said, t } from "../i18n.js";
 import { refreshGalleries } from "../live.js";
-import { loadGallery } from "../gallery_data.js";
+import { loadGallery, reloadGallery } from "../gallery_data.js";
 import { filesOfDrop, folderOf, sendFiles, sortFiles } from "../uploads.js";
 import { Field, Icon, Problem, useSettled } from "./parts.js";
 
@@ -15,42 +15,68 @@ export function Pictures({ error }) {
   const form = useForm();
   const galleries = useStore((s) => s.galleries);
   const gallery = useGallery(form.folder);
-  const [sending, setSending] = useState(null);
-  const [problem, setProblem] = useState(null);
-  const take = async (files) => {
-    setProblem(null);
-    try {
-      const folder = await galleryForFiles(form.folder, files);
-      const result = await sendFiles(folder, files, (done, total) => setSending({ done, total }));
-      changeForm({ folder });
-      loadGallery(folder);
-      await refreshGalleries();
-      if (result.failed.length) setProblem(failedText(result.failed));
-    } catch (wrong) {
-      setProblem(wrong);
-    } finally {
-      setSending(null);
-    }
-  };
-  return html`<${DropZone} onFiles=${take} onProblem=${setProblem}>
+  const sending = useStore((s) => s.sending);
+  return html`<${DropZone}>
     <${Field} label=${t("train.folder")} error=${error}>
       ${(id, hint) => html`<div class="with-button">
         <input id=${id} aria-describedby=${hint} list="hl-folders" value=${form.folder} autocomplete="off" spellcheck=${false}
           placeholder=${t("train.folderExample")} onInput=${(event) => changeForm({ folder: event.target.value })} />
-        <${FileButton} onFiles=${take} />
+        <${FileButton} />
         <datalist id="hl-folders">${galleries.map((one) => html`<option value=${one.folder}>${one.name}</option>`)}</datalist>
       </div>`}
     <//>
-    ${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
-      ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
-    <${Problem} error=${problem} onClose=${() => setProblem(null)} />
+    <${Sending} />
     ${!form.folder.trim() && !sending && html`<${Welcome} galleries=${galleries} />`}
     ${gallery && form.folder.trim() && html`<${Strip} gallery=${gallery} />`}
   <//>`;
 }
 
-export const failedText = (failed) => t("upload.failed", {
+const failedText = (failed) => t("upload.failed", {
   n: failed.length, names: failed.slice(0, 3).map((one) => one.name).join(", "), why: said(failed[0].error.message) });
+
+let line = Promise.resolve();   // uploads come one after the other, whichever screen they were begun on
+
+function addFiles(files) {
+  line = line.then(() => addNow(files));
+  return line;
+}
+
+// The gallery is in the form before its pictures are there, so that more of them go into the same one, and another that is chosen meanwhile stays.
+async function addNow(files) {
+  showProblem(null);
+  try {
+    const before = getForm().folder;
+    const folder = await galleryForFiles(before, files);
+    if (getForm().folder === before && before !== folder) changeForm({ folder });
+    const { failed } = await sendFiles(folder, files, (done, total) => setState({ sending: { done, total } }));
+    if (getState().gallery?.folder === folder) reloadGallery();
+    await refreshGalleries();
+    if (failed.length) showProblem(failedText(failed));
+  } catch (wrong) {
+    showProblem(wrong);
+  } finally {
+    setState({ sending: null });
+  }
+}
+
+const showProblem = (uploadProblem) => setState({ uploadProblem });
+
+// What was chosen or dropped. Captions alone are for pictures that are there: for a gallery of ours that is open.
+async function take(files) {
+  const folder = getForm().folder.trim();
+  const sorted = sortFiles(files, getState().galleries.some((one) => one.own && one.folder === folder));
+  if (sorted.length) await addFiles(sorted);
+  else if (files.length) showProblem(t("upload.noPictures"));
+}
+
+// How far the upload is, and what was not taken; on every screen that shows pictures.
+export function Sending() {
+  const sending = useStore((s) => s.sending);
+  const problem = useStore((s) => s.uploadProblem);
+  return html`${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
+      ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
+    <${Problem} error=${problem} onClose=${() => showProblem(null)} />`;
+}
 
 function Welcome({ galleries }) {
   return html`<div class="dropbox"><${Icon} name="images" /><p>${t("upload.drop")}</p><p class="hint">${t("upload.hint")}</p></div>
@@ -87,7 +113,7 @@ export function useGallery(folder, resolution) {
 }
 
 // Files go into the gallery that is chosen, or into a new one where none is; a folder of the user's own is left alone.
-export async function galleryForFiles(folder, files) {
+async function galleryForFiles(folder, files) {
   const { galleries } = await get("galleries");
   if (galleries.some((one) => one.own && one.folder === folder.trim())) return folder.trim();
   const wanted = getForm().name.trim() || folderOf(files) || t("upload.galleryName", { date: new Date().toISOString().slice(0, 10) });
@@ -101,26 +127,37 @@ export async function galleryForFiles(folder, files) {
 }
 
 // Everything in it takes files: dropped ones, also whole folders, and pasted ones.
-export function DropZone({ onFiles, onProblem, children }) {
+export function DropZone({ children }) {
   const [over, setOver] = useState(0);
-  const take = useRef(null);
-  take.current = async (files) => {
-    const sorted = sortFiles(files);
-    if (sorted.length) await onFiles(sorted);
-    else if (files.length) onProblem(t("upload.noPictures"));
-  };
+  const zone = useRef(null);
   useEffect(() => {
     const pasted = (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
       if (!files.length) return;
       event.preventDefault();
-      take.current(files);
+      take(files);
     };
     document.addEventListener("paste", pasted);
     return () => document.removeEventListener("paste", pasted);
   }, []);
-  const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-  return html`<div class=${`dropzone ${over ? "over" : ""}`}
+  useEffect(() => {
+    // beside the zone a browser would open the file in place of the page; what lies outside of the page is its host's
+    const page = zone.current.closest(".hotlora");
+    const around = page.parentElement === document.body ? document : page;
+    const dragged = (event) => { if (holdsFiles(event)) event.preventDefault(); };
+    const dropped = async (event) => {
+      if (!holdsFiles(event) || event.defaultPrevented) return;
+      event.preventDefault();
+      take(await filesOfDrop(event.dataTransfer));
+    };
+    around.addEventListener("dragover", dragged);
+    around.addEventListener("drop", dropped);
+    return () => {
+      around.removeEventListener("dragover", dragged);
+      around.removeEventListener("drop", dropped);
+    };
+  }, []);
+  return html`<div ref=${zone} class=${`dropzone ${over ? "over" : ""}`}
     onDragEnter=${(event) => { if (holdsFiles(event)) { event.preventDefault(); setOver((n) => n + 1); } }}
     onDragLeave=${(event) => { if (holdsFiles(event)) setOver((n) => Math.max(0, n - 1)); }}
     onDragOver=${(event) => { if (holdsFiles(event)) event.preventDefault(); }}
@@ -128,16 +165,18 @@ export function DropZone({ onFiles, onProblem, children }) {
       if (!holdsFiles(event)) return;
       event.preventDefault();
       setOver(0);
-      take.current(await filesOfDrop(event.dataTransfer));
+      take(await filesOfDrop(event.dataTransfer));
     }}>${children}${over > 0 && html`<div class="drop-hint"><${Icon} name="images" />${t("upload.dropHere")}</div>`}</div>`;
 }
 
-export function FileButton({ onFiles, label }) {
+const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+
+export function FileButton({ label }) {
   const input = useRef(null);
   const chosen = async (event) => {
-    const files = sortFiles([...event.target.files]);
+    const files = [...event.target.files];
     event.target.value = "";
-    if (files.length) await onFiles(files);
+    await take(files);
   };
   return html`<button type="button" class="button" onClick=${() => input.current.click()}><${Icon} name="plus" /><span>${label ?? t("upload.choose")}</span></button>
     <input ref=${input} type="file" class="hidden" multiple tabindex="-1" aria-label=${label ?? t("upload.choose")} accept="image/*,.txt,.caption,.csv,.jsonl" onChange=${chosen} />`;
