@@ -17,6 +17,7 @@ from typing import Any, Container
 from .captions.decoding import decode_text
 from .captions.editing import edited_metadata, edited_sidecar
 from .captions.marks import Marks
+from .captions.matching import composed
 from .captions.metadata import parse_metadata
 from .captions.sidecar import LARGEST, read_sidecar, tidy
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
@@ -225,11 +226,17 @@ def remove(home: Path, root: Path, names: list[str]) -> list[str]:
             if name not in known or not known[name].is_file():
                 raise ValueError(f"there is no picture {name[:200]} in {root}; load the gallery again")
         place = _next_place(home, root)
+        leaving = {known[name] for name in names}
         for name in dict.fromkeys(names):
             path = known[name]
-            companions = [] if files.others_of_stem(path) else [*files.sidecars_of(path), *filter(None, [files.mask_of(path)])]
+            others_stay = not leaving.issuperset(files.others_of_stem(path))
+            mask, common = files.mask_of(path), files.common_sidecars(path)
+            companions = [] if others_stay or mask is None else [mask]
+            companions += [sidecar for sidecar in files.sidecars_of(path) if not (others_stay and sidecar in common)]
             for part in [path, *companions]:
-                move_file(part, place / relative_name(part, root))
+                # what is common to two pictures has left with the first of them
+                if os.path.lexists(part):
+                    move_file(part, place / relative_name(part, root))
         return list(dict.fromkeys(names))
 
 
@@ -247,14 +254,20 @@ def restore(home: Path, root: Path, names: list[str]) -> list[str]:
                 raise Occupied(f"{name[:200]} is in the gallery again; rename or remove that one first")
             moves.append((source, target))
             for part in source.parent.iterdir():
-                suffix = part.suffix.lower()
-                is_own = part.stem in (source.stem, source.name) and suffix in SIDECAR_SUFFIXES or part.stem == source.stem + MASK and suffix == ".png"
-                if part != source and is_own and not (target.parent / part.name).exists():
+                if part != source and _belongs(part, source) and not (target.parent / part.name).exists():
                     moves.append((part, target.parent / part.name))
         for source, target in moves:
             if source.exists() or source.is_symlink():
                 move_file(source, target)
         return list(dict.fromkeys(names))
+
+
+def _belongs(part: Path, picture: Path) -> bool:
+    """Whether a file of the trash is a caption file or the mask of a picture there, by the names that `gallery_files` knows them by."""
+    stem, suffix = composed(part.stem), part.suffix.lower()
+    if suffix in SIDECAR_SUFFIXES:
+        return stem in (composed(picture.stem), composed(picture.name))
+    return suffix == ".png" and stem.lower().endswith(MASK) and stem[:-len(MASK)] == composed(picture.stem)
 
 
 def leave_out(root: Path, names: list[str]) -> list[str]:

@@ -257,6 +257,38 @@ def test_of_two_removed_pictures_of_one_stem_only_the_one_that_was_asked_for_com
     assert (root / "a.png").read_bytes() == png("red")
 
 
+def test_a_removed_picture_takes_the_caption_along_that_is_its_own_among_two_of_its_stem(home, root):
+    (root / "a.jpg").write_bytes(png("white"))
+    write_captions(home, root, {"a.jpg": "white", "a.png": "red"})
+    remove(home, root, ["a.jpg"])
+    assert not (root / "a.jpg.txt").exists() and captions(root)["a.png"] == ("red", "a.png.txt")
+    restore(home, root, ["a.jpg"])
+    assert captions(root)["a.jpg"] == ("white", "a.jpg.txt")
+
+
+@pytest.mark.parametrize("order", [("a.jpg", "a.png"), ("a.png", "a.jpg")])
+def test_what_two_pictures_have_in_common_leaves_with_the_last_of_them_and_comes_back_with_the_first(home, root, order):
+    (root / "a.jpg").write_bytes(png("white"))
+    (root / "a.txt").write_text("in common")
+    (root / "a_mask.png").write_bytes(png("black"))
+    remove(home, root, list(order))
+    assert sorted(path.name for path in root.iterdir()) == ["b.png", "c.png"]
+    for file in order:
+        restore(home, root, [file])
+        assert captions(root)[file] == ("in common", "a.txt") and (root / "a_mask.png").read_bytes() == png("black")
+
+
+def test_a_caption_and_a_mask_come_back_however_their_names_are_written(home, root):
+    (root / "e\u0301.png").write_bytes(png("white"))
+    (root / "\u00e9.txt").write_text("composed")
+    (root / "\u00e9_MASK.png").write_bytes(png("black"))
+    before = sorted(path.name for path in root.iterdir())
+    remove(home, root, ["e\u0301.png"])
+    assert len(list(root.iterdir())) == len(before) - 3
+    restore(home, root, ["e\u0301.png"])
+    assert sorted(path.name for path in root.iterdir()) == before
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need a right there")
 def test_a_removed_link_comes_back_as_the_link_that_it_was(home, root, tmp_path):
     (tmp_path / "elsewhere.png").write_bytes(png("white"))
