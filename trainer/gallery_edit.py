@@ -29,6 +29,8 @@ from .pictures import SUFFIXES, UnreadablePicture, check_picture
 
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
 LONGEST, MASK = 150, "_mask"
+END = re.compile(r"( \([0-9]{1,6}\))?(_mask|\.[A-Za-z0-9]{1,5})?$")
+"""What a name may have behind that of its picture; the rest is cut as the picture's name is."""
 _one_edit = threading.RLock()
 """Edits of two tabs come one after the other; files of one gallery are read, changed and written as a whole."""
 
@@ -49,12 +51,12 @@ def _safe_part(part: str) -> str:
     part = "".join("_" if char in '<>:"|?*' or unicodedata.category(char) in ("Cc", "Cs", "Cf") else char for char in part)
     part = part.strip(" ").lstrip(".").rstrip(". ")
     stem, suffix = os.path.splitext(part)
-    encoded = stem.encode("utf-8")
+    end = END.search(stem)[0]
+    encoded = stem.removesuffix(end).encode("utf-8")
     if len(encoded) > LONGEST:
         # two long names, such as prompts, may differ at their ends only
-        mask = MASK if stem.endswith(MASK) else ""
-        whole = hashlib.blake2b(stem.removesuffix(mask).encode("utf-8"), digest_size=4).hexdigest()
-        stem = f"{encoded[:LONGEST - 15].decode('utf-8', 'ignore')}-{whole}{mask}"
+        whole = hashlib.blake2b(encoded, digest_size=4).hexdigest()
+        stem = f"{encoded[:LONGEST - 15].decode('utf-8', 'ignore')}-{whole}{end}"
     return f"_{stem}{suffix}" if RESERVED.match(part) else stem + suffix
 
 

@@ -159,6 +159,15 @@ def test_long_names_that_differ_at_their_end_stay_apart_and_together_with_what_i
     assert safe_file("x" * 150 + ".png") == "x" * 150 + ".png"
 
 
+@pytest.mark.parametrize("length", [1, 100, 134, 135, 136, 145, 148, 150, 151, 200])
+def test_what_belongs_to_a_picture_stays_with_it_at_any_length_of_its_name(root, length):
+    for colour in ("red", "green"):
+        stem = upload(root, "x" * length + ".png", png(colour))[:-len(".png")]
+        assert [safe_file(stem + end) for end in (".txt", ".png.txt", "_mask.png")] == [stem + end for end in (".txt", ".png.txt", "_mask.png")]
+    first = safe_file("x" * length + ".png")[:-len(".png")]
+    assert [safe_file("x" * length + end) for end in (".txt", ".png.txt", "_mask.png")] == [first + end for end in (".txt", ".png.txt", "_mask.png")]
+
+
 @pytest.mark.parametrize("text", ["рыжий кот".encode("koi8-r") + b"\x98\xff\x81", b"a word " * 200_000], ids=["no known encoding", "too long"])
 def test_a_text_that_cannot_be_read_is_no_missing_caption(home, root, text):
     (root / "a.txt").write_bytes(text)
