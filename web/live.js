@@ -8,6 +8,8 @@ const RETRY = 1500;
 export const ACTIVE = ["preparing", "running", "paused"];
 export const ENDED = ["completed", "stopped", "failed", "interrupted", "cancelled"];
 const LOG_LINES = 500;
+const REST_AFTER = 60_000;   // ms out of sight
+const OWN = "hotlora.own";
 
 let source = null;
 let timer = 0;
@@ -21,7 +23,7 @@ export async function start(early) {
     lost(error);
     return;
   }
-  connect();
+  if (!isResting) connect();
 }
 
 async function loadAll(early) {
@@ -39,9 +41,10 @@ async function loadAll(early) {
 
 let wasAway = false;
 
-// What happened while the connection was lost was told to nobody: the gallery that is open, drawings and captions.
+// What happened while there was no connection was told to nobody: the gallery that is open, drawings, captions and logs.
 function readAgain() {
   reloadGallery();
+  Object.keys(getState().logs).forEach((id) => loadLog(id).catch(() => {}));
   get("gallery/captioning").then(takeCaptioning, () => {});
   if (getState().drawings) get("drawings").then(({ drawings }) => setState({ drawings }), () => {});
 }
@@ -64,6 +67,7 @@ function takeSnapshot(snapshot) {
 }
 
 function connect() {
+  source?.close();   // of a start that was on its way when the tab came back into sight
   source = new EventSource(address("events", { after: lastEvent }));
   for (const kind of Object.keys(TAKE)) {
     source.addEventListener(kind, (message) => {
@@ -82,7 +86,7 @@ function lost(error) {
   source = null;
   setState({ connection: "lost", problem: error instanceof ApiError && error.status ? error : null });
   clearTimeout(timer);
-  timer = setTimeout(() => start(), RETRY);
+  if (!isResting) timer = setTimeout(() => start(), RETRY);
 }
 
 // The checkpoint is the host's to change: looked at again when a run begins and when the user comes back.
@@ -92,9 +96,55 @@ async function refreshStatus() {
   } catch { /* the events tell of a server that is away */ }
 }
 
+// A browser lets all tabs together have six connections to a server, so a tab that nobody looks at gives its own back. While a run that was
+// started in it is not over it stays, as the end is to be told.
+let isResting = false;
+let resting = 0;
+
+function restLater() {
+  clearTimeout(resting);
+  if (document.visibilityState === "hidden") resting = setTimeout(rest, REST_AFTER);
+}
+
+function rest() {
+  if (ownJobs().some((id) => getState().jobs?.some((job) => job.id === id && !ENDED.includes(job.status)))) {
+    restLater();
+    return;
+  }
+  isResting = true;
+  clearTimeout(timer);
+  source?.close();
+  source = null;
+}
+
 document.addEventListener("visibilitychange", () => {
-  if (document.visibilityState === "visible" && getState().connection === "open") refreshStatus();
+  restLater();
+  if (document.visibilityState !== "visible") return;
+  if (isResting) {
+    isResting = false;
+    start();
+    setState((s) => ({ galleryChanges: s.galleryChanges + 1 }));
+  } else if (getState().connection === "open") {
+    refreshStatus();
+  }
 });
+restLater();
+
+function ownJobs() {
+  try {
+    return JSON.parse(sessionStorage.getItem(OWN) ?? "[]");
+  } catch {
+    return [];
+  }
+}
+
+// A job that was started, or set going again, in this tab.
+export function takeOwnJob(job) {
+  try {
+    sessionStorage.setItem(OWN, JSON.stringify([job.id, ...ownJobs().filter((id) => id !== job.id)].slice(0, 50)));
+  } catch { /* private mode: its end is told while the tab is in sight */ }
+  takeJob(job);
+}
 
 export async function refreshGalleries() {
   try {

@@ -697,3 +697,43 @@ def test_an_answer_that_comes_after_its_events_does_not_take_the_page_back(serve
     assert paused.count() == 1
     server.post(f"jobs/{job['id']}/stop", {})
     server.until(job["id"], "stopped")
+
+
+def test_a_tab_out_of_sight_gives_its_connection_back_but_not_while_its_run_goes(server, browser, open_page, gallery):
+    context = browser.new_context(locale="en-US")
+    context.add_init_script("""const Real = EventSource; window.sources = [];
+      window.EventSource = class extends Real { constructor(...given) { super(...given); window.sources.push(this); } };""")
+    context.clock.install()
+    page = open_page(server, context=context)
+
+    def connections() -> int:
+        return page.evaluate("sources.filter((one) => one.readyState !== EventSource.CLOSED).length")
+
+    def see(state: str) -> None:
+        page.evaluate("""state => { Object.defineProperty(document, 'visibilityState', { value: state, configurable: true });
+          document.dispatchEvent(new Event('visibilitychange')); }""", state)
+
+    until(page, lambda: connections() == 1)
+    see("hidden")
+    context.clock.fast_forward(61_000)
+    until(page, lambda: connections() == 0)
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "meanwhile", "steps": 2, "resolution": 64}})["id"]
+    server.until(job, "completed")
+    see("visible")
+    page.locator(".run-head", has_text="meanwhile").wait_for()
+    until(page, lambda: connections() == 1)
+
+    fill_form(page, gallery, name="mine", steps=100_000, resolution=64)
+    page.get_by_role("button", name="Train", exact=True).click()
+    status(page, "running")
+    see("hidden")
+    context.clock.fast_forward(61_000)
+    page.wait_for_timeout(500)
+    assert connections() == 1
+    own = server.get("jobs")["jobs"][0]["id"]
+    server.until(own, "running", step=1)
+    server.post(f"jobs/{own}/stop")
+    page.get_by_text("mine is stopped; what it learned is kept.").wait_for()
+    context.clock.fast_forward(61_000)
+    until(page, lambda: connections() == 0)
+    context.close()

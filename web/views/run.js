@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, toast, useStore } from "../store.js";
 import { jobPath, post } from "../api.js";
 import { duration, number, said, t, when } from "../i18n.js";
-import { ACTIVE, currentJob, ENDED, loadJob, loadLog, takeJob } from "../live.js";
+import { ACTIVE, currentJob, ENDED, loadJob, loadLog, takeOwnJob } from "../live.js";
 import { isComfy, isWebui, promptOf, tryIt } from "../host.js";
 import { chooseLora } from "../try_form.js";
 import { askToNotify, canAskToNotify } from "../notify.js";
@@ -22,7 +22,7 @@ export function RunScreen({ rest }) {
 
 export async function command(id, name, body) {
   const job = await post(jobPath(id, `/${name}`), body);
-  takeJob(job);
+  takeOwnJob(job);
   return job;
 }
 

@@ -5,7 +5,7 @@ import { post } from "../api.js";
 import { changeForm, changeMore, question, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
 import { duration, number, said, settingName, t } from "../i18n.js";
 import { lazy } from "../lazy.js";
-import { activeJob, currentJob, takeJob } from "../live.js";
+import { activeJob, currentJob, takeOwnJob } from "../live.js";
 import { Action, Choice, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
 import { Pictures } from "./pictures.js";
 
@@ -45,7 +45,7 @@ function TrainForm() {
   useEffect(() => setError(null), [form]);
   const train = async () => {
     const { settings, steps } = await planned(form);
-    takeJob(await post("jobs", { settings: spread(settings, steps), preset: form.preset }));
+    takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: form.preset }));
   };
   return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
     <${Pictures} error=${where === "folder" ? said(error.message) : ""} />
