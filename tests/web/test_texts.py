@@ -108,8 +108,8 @@ SENTENCES = [
     "The gallery /x is a file; give the folder that holds the pictures.",
     "1 metadata row without a picture in the gallery: x.png.", "2 metadata rows without a picture in the gallery: x.png, y.png.",
     "These masks belong to no picture: x_mask.png.", "masks is on, but no picture has a *_mask.png or transparency.",
-    "failed at step 3: the loss at step 4 is not a number any more; the weights from before that step are kept. Look at learning_rate (0.1): try a tenth of it; "
-    "what was learned is kept, and Resume goes on from there",
+    "failed at step 3: the loss at step 4 is not a number any more; the weights from before that step are kept. Look at learning_rate (0.1): try a tenth of "
+    "it; what was learned is kept, and Resume goes on from there",
     "completed 1,500 steps; the LoRA is /x/a.safetensors", "seed is None but must be a whole number", "width is 513 but must be a multiple of 8",
     "lora_rank is '0' but must be a whole number from 1 to 1024; change it, or remove it to get the default (16)",
     "there is a LoRA x again; rename or delete that one first", "x.png is in the gallery again; rename or remove that one first",

@@ -64,7 +64,8 @@ DOUBLE = """async (name) => {
   clicked.click();
   // the second click, once the first one's answer is there
   const began = performance.getEntriesByType("resource").length;
-  while (performance.getEntriesByType("resource").slice(began).every((one) => !/\\/(jobs|drawings|again)$/.test(one.name))) await new Promise((next) => setTimeout(next, 5));
+  const isAnswered = () => performance.getEntriesByType("resource").slice(began).some((one) => /\\/(jobs|drawings|again)$/.test(one.name));
+  while (!isAnswered()) await new Promise((next) => setTimeout(next, 5));
   await new Promise((next) => setTimeout(next, 60));
   const off = button().disabled;
   button().click();
@@ -409,7 +410,8 @@ def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
     # one that the host has ended says why
     server.stop()
     path, = (server.folder / "drawings").glob("*/drawing.json")
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "status": "cancelled", "message": "another checkpoint was loaded"}), encoding="utf-8")
+    ended = {**json.loads(path.read_text(encoding="utf-8")), "status": "cancelled", "message": "another checkpoint was loaded"}
+    path.write_text(json.dumps(ended), encoding="utf-8")
     server.start()
     open_page(server, "#/try").get_by_text("another checkpoint was loaded").wait_for()
 

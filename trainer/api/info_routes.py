@@ -17,7 +17,8 @@ from .schema import objects, text
 SETTINGS_BODY = {"type": "object", "maxProperties": 200, "description": "Settings of TrainConfig by name.", "additionalProperties": True}
 PRESET = {"type": ["string", "null"], "enum": [*PRESETS, *FORMER_NAMES, None],
           "description": "Fills in what the settings leave out, by their purpose and the number of pictures; null takes the defaults."}
-FILLED = {"base_model", "preview_steps", "save_steps"} | {row["setting"] for row in table() if row["setting"] in SETTINGS and is_set(row["setting"], row["value"])}
+FILLED = {"base_model", "preview_steps", "save_steps"}
+FILLED |= {row["setting"] for row in table() if row["setting"] in SETTINGS and is_set(row["setting"], row["value"])}
 """What is not the default where nothing is said: a preset, the base or the page sets it. Here the default is a choice as any other."""
 
 
