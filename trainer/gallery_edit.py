@@ -60,11 +60,12 @@ def _safe_part(part: str) -> str:
     return f"_{stem}{suffix}" if RESERVED.match(part) else stem + suffix
 
 
-def upload(root: Path, file: str, data: bytes) -> str:
+def upload(root: Path, file: str, data: bytes, apart: bool = False) -> str:
     """Put a picture, a caption file or a metadata file into a gallery; returns the name that it got.
 
     What is there already with the same content is left as it is. A picture never takes the place of another: it becomes
-    "name (2).png". ValueError for what is not readable as what its name says, Occupied for other text of the same name.
+    "name (2).png"; with `apart` also beside a "name.jpg", whose caption "name.txt" would be its own too. ValueError for what is not readable as what its
+    name says, Occupied for other text of the same name.
     """
     file = safe_file(file)
     suffix = Path(file).suffix.lower()
@@ -84,14 +85,15 @@ def upload(root: Path, file: str, data: bytes) -> str:
         kinds = ", ".join(sorted(kind[1:] for kind in SUFFIXES))
         raise ValueError(f"{Path(file).name} is neither a picture ({kinds}) nor a caption file (.txt, .caption, metadata.csv, metadata.jsonl)")
     with _one_edit:
-        return _place(root, file, data, is_text)
+        return _place(root, file, data, is_text, apart)
 
 
-def _place(root: Path, file: str, data: bytes, is_text: bool) -> str:
+def _place(root: Path, file: str, data: bytes, is_text: bool, apart: bool) -> str:
     path = inside(root, file)
     number, mask = 1, MASK if path.stem.endswith(MASK) and path.suffix.lower() == ".png" else ""
     stem = path.stem.removesuffix(mask)
-    while path.exists():
+    apart = apart and not is_text and not mask
+    while path.exists() or apart and _is_stem_taken(path):
         if path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data:
             return relative_name(path, root)
         if is_text:
@@ -100,6 +102,10 @@ def _place(root: Path, file: str, data: bytes, is_text: bool) -> str:
         path = path.with_name(f"{stem} ({number}){mask}{path.suffix}")
     write_atomically(path, data)
     return relative_name(path, root)
+
+
+def _is_stem_taken(path: Path) -> bool:
+    return path.parent.is_dir() and any(other.suffix.lower() in SUFFIXES and composed(other.stem) == composed(path.stem) for other in path.parent.iterdir())
 
 
 def write_captions(home: Path, root: Path, captions: dict[str, str]) -> dict[str, Any]:

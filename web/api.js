@@ -52,8 +52,8 @@ export function post(path, body = {}, options = {}) {
   return call("POST", path, {}, { body: JSON.stringify(body), ...options, headers: { "Content-Type": "application/json" } });
 }
 
-export function upload(folder, file, name) {
-  return call("POST", "gallery/upload", { folder, file: name }, { body: file, headers: { "Content-Type": "application/octet-stream" } });
+export function upload(folder, file, name, apart) {
+  return call("POST", "gallery/upload", { folder, file: name, apart }, { body: file, headers: { "Content-Type": "application/octet-stream" } });
 }
 
 export const importLora = (file) => call("POST", "loras/import", { file: file.name }, { body: file, headers: { "Content-Type": "application/octet-stream" } });

@@ -1,9 +1,12 @@
 // Files from the user's machine: out of a drop with its folders, and one after the other to the server.
 import { upload } from "./api.js";
+import { t } from "./i18n.js";
 
 const PICTURE = /\.(jpe?g|jfif|png|webp|bmp|gif|avif|tiff?)$/i;
 const TEXT = /(\.(txt|caption)|^metadata\.(csv|jsonl))$/i;
+const TABLE = /^metadata\.(csv|jsonl)$/i;
 const MASK = /_mask$/i;
+const NUMBERED = / \(\d+\)(_mask)?$/;
 const AT_ONCE = 3;
 
 const paths = new WeakMap();   // of files out of dropped folders
@@ -70,7 +73,8 @@ export async function sendFiles(folder, files, onProgress) {
         const name = nameOf(file);
         let got = null;
         try {
-          if (name) sent.push(got = (await upload(folder, file, name)).file);
+          if (name && TABLE.test(file.name)) checkNames(placed);
+          if (name) sent.push(got = (await upload(folder, file, name, isAlone(file))).file);
         } catch (error) {
           failed.push({ name: file.name, error });
         }
@@ -80,7 +84,10 @@ export async function sendFiles(folder, files, onProgress) {
     };
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
   };
-  const stems = new Set(files.filter((file) => !TEXT.test(file.name)).map((file) => stemOf(nameInGallery(file, top))));
+  const stems = new Map();   // stem -> how many pictures of this upload have it
+  for (const stem of files.filter((file) => !TEXT.test(file.name)).map((file) => stemOf(nameInGallery(file, top)))) stems.set(stem, (stems.get(stem) ?? 0) + 1);
+  // of one stem and sent together, they are meant to have their caption in common
+  const isAlone = (file) => stems.get(stemOf(nameInGallery(file, top))) === 1;
   const isMask = (stem) => MASK.test(stem) && stems.has(stem.replace(MASK, ""));
   const belongs = (file) => TEXT.test(file.name) || isMask(stemOf(nameInGallery(file, top)));
   await sendAll(files.filter((file) => !belongs(file)), (file) => nameInGallery(file, top));
@@ -89,6 +96,12 @@ export async function sendFiles(folder, files, onProgress) {
 }
 
 const stemOf = (path) => path.replace(/\.[^./]*$/, "");
+
+// A table names pictures as they were sent; under such a name there may be another picture in the gallery.
+function checkNames(placed) {
+  const [name, got] = [...placed].find(([name, got]) => got && NUMBERED.test(stemOf(got)) && !NUMBERED.test(stemOf(name))) ?? [];
+  if (got) throw new Error(t("upload.otherName", { name, got }));
+}
 
 // `photo.txt`, `photo.jpg.txt` or `photo_mask.png` for the name that `photo.jpg` got; null where that one was not taken.
 function besideItsPicture(path, placed) {

@@ -257,6 +257,13 @@ def test_a_mask_stays_one_under_the_name_that_was_free(root):
     assert upload(root, "a_mask.png", png("black")) == "a (2)_mask.png"
 
 
+def test_a_picture_beside_another_of_its_stem_gets_another_name_where_they_are_to_stay_apart(root):
+    assert upload(root, "a.jpg", png("white"), apart=True) == "a (2).jpg" == upload(root, "a.jpg", png("white"), apart=True)
+    assert upload(root, "a.jpg", png("white")) == "a.jpg" and upload(root, "a.png", png("red"), apart=True) == "a.png"
+    assert upload(root, "a.txt", b"a caption", apart=True) == "a.txt" and upload(root, "a_mask.png", png("black"), apart=True) == "a_mask.png"
+    assert upload(root, "new/a.jpg", png("white"), apart=True) == "new/a.jpg"
+
+
 def test_of_two_removed_pictures_of_one_stem_only_the_one_that_was_asked_for_comes_back(home, root):
     (root / "a.jpg").write_bytes(png("white"))
     remove(home, root, ["a.jpg", "a.png"])

@@ -278,6 +278,25 @@ def test_captions_and_masks_go_with_their_picture_when_its_name_is_taken(shared_
     assert page.get_by_label("Caption of 0.png", exact=True).input_value() == ""
 
 
+def test_captions_of_a_second_set_do_not_become_those_of_the_first(shared_server, open_page, gallery, tmp_path):
+    """By another suffix of the same stem, or by a table that names the pictures as they were called before."""
+    second = tmp_path / "second"
+    second.mkdir()
+    for name, colour in (("0.jpg", "beige"), ("1.png", "gray"), ("2.jpg", "white"), ("2.webp", "black")):
+        drawings.draw_mascot(random.Random(8), colour).save(second / name)
+    (second / "0.txt").write_text("the second 0")
+    (second / "2.txt").write_text("both of the stem 2")
+    (second / "metadata.csv").write_text("file_name,text\n1.png,the second 1\n")
+    page = open_page(shared_server, "#/gallery")
+    page.locator("input[type=file]").first.set_input_files([str(gallery / "0.png"), str(gallery / "1.png")])
+    page.get_by_label("Caption of 1.png").wait_for()
+    page.locator("input[type=file]").first.set_input_files(sorted(map(str, second.iterdir())))
+    until(page, lambda: page.get_by_label("Caption of 0 (2).jpg").input_value() == "the second 0")
+    page.get_by_text("the name 0.jpg was taken and the new picture is called 0 (2).jpg").wait_for()
+    values = {name: page.get_by_label(f"Caption of {name}", exact=True).input_value() for name in ("0.png", "1.png", "1 (2).png", "2.jpg", "2.webp")}
+    assert values == {"0.png": "", "1.png": "", "1 (2).png": "", "2.jpg": "both of the stem 2", "2.webp": "both of the stem 2"}
+
+
 def test_a_caption_that_no_longer_matches_the_search_is_still_the_one_that_is_typed(open_gallery, gallery):
     """The picture left the list while its caption was typed, and the rest of the keys went into the next one's caption, one after the other."""
     before = {i: (gallery / f"{i}.txt").read_text() for i in range(6)}

@@ -74,7 +74,7 @@ def picture(call: Call) -> Response:
 def add(call: Call) -> dict:
     root = _folder(call, call.query["folder"])
     check_file(inside(root, safe_file(call.query["file"])), call.api.host.gallery_roots, call.api.host.home)
-    name = upload(root, call.query["file"], call.data)
+    name = upload(root, call.query["file"], call.data, call.query.get("apart", False))
     call.api.galleries.used(root)
     return {"file": name}
 
@@ -132,7 +132,9 @@ ROUTES = [
     Route("GET", f"{API}/gallery/picture", picture, "A thumbnail as JPEG, or without a size the file itself.",
           query={"folder": FOLDER, "file": FILE, "size": integer(*SIZES), "v": integer(0, MAX_INT, "The picture's `modified`: lets the browser keep it.")},
           required=("folder", "file"), answer="image/*"),
-    Route("POST", f"{API}/gallery/upload", add, "Add one picture, caption file or metadata file.", query={"folder": FOLDER, "file": FILE},
+    Route("POST", f"{API}/gallery/upload", add, "Add one picture, caption file or metadata file.",
+          query={"folder": FOLDER, "file": FILE,
+                 "apart": {"type": "boolean", "description": "A picture gets another name also beside one of the same stem, which would share its caption file."}},
           required=("folder", "file"), body=bytes, status=201, limit=LARGE),
     Route("POST", f"{API}/gallery/captions", captions, "Write captions to where they come from.",
           body=objects({"folder": FOLDER, "captions": CAPTIONS})),
