@@ -65,7 +65,7 @@ def upload(root: Path, file: str, data: bytes, apart: bool = False) -> str:
 
     What is there already with the same content is left as it is. A picture never takes the place of another: it becomes
     "name (2).png"; with `apart` also beside a "name.jpg", whose caption "name.txt" would be its own too. ValueError for what is not readable as what its
-    name says, Occupied for other text of the same name.
+    name says, Occupied for another text or mask of the same name.
     """
     file = safe_file(file)
     suffix = Path(file).suffix.lower()
@@ -98,6 +98,9 @@ def _place(root: Path, file: str, data: bytes, is_text: bool, apart: bool) -> st
             return relative_name(path, root)
         if is_text:
             raise Occupied(f"{file} is in the gallery already with another text; edit the captions there, or remove that file first")
+        if mask and _is_stem_taken(path.with_name(f"{stem}.png")):
+            # under a number it would be a picture of its own
+            raise Occupied(f"{file} is in the gallery already as another mask; remove its picture first, which takes the mask along, and add both again")
         number += 1
         path = path.with_name(f"{stem} ({number}){mask}{path.suffix}")
     write_atomically(path, data)

@@ -252,9 +252,18 @@ def test_emptying_the_caption_of_one_picture_leaves_the_other_of_its_stem_what_t
     assert captions(root)["a.png"][0] == "" and captions(root)["a.jpg"] == ("in common", "a.jpg.txt")
 
 
-def test_a_mask_stays_one_under_the_name_that_was_free(root):
-    assert upload(root, "a_mask.png", png("white")) == "a_mask.png"
-    assert upload(root, "a_mask.png", png("black")) == "a (2)_mask.png"
+def test_a_second_mask_of_a_picture_is_turned_down_as_under_a_number_it_would_be_a_picture(home, root):
+    assert upload(root, "a_mask.png", png("white")) == "a_mask.png" == upload(root, "a_mask.png", png("white"))
+    with pytest.raises(Occupied, match="a_mask.png is in the gallery already as another mask; remove its picture first"):
+        upload(root, "a_mask.png", png("black"))
+    remove(home, root, ["a.png"])
+    assert upload(root, "a.png", png("red")) == "a.png" and upload(root, "a_mask.png", png("black")) == "a_mask.png"
+    assert set(captions(root)) == {"a.png", "b.png", "c.png"}
+
+
+def test_of_pictures_that_are_called_masks_and_are_none_both_stay(root):
+    assert [upload(root, "catwoman_mask.png", png(colour)) for colour in ("white", "black")] == ["catwoman_mask.png", "catwoman (2)_mask.png"]
+    assert {"catwoman_mask.png", "catwoman (2)_mask.png"} < set(captions(root))
 
 
 def test_a_picture_beside_another_of_its_stem_gets_another_name_where_they_are_to_stay_apart(root):

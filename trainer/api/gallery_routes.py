@@ -134,7 +134,7 @@ ROUTES = [
           required=("folder", "file"), answer="image/*"),
     Route("POST", f"{API}/gallery/upload", add, "Add one picture, caption file or metadata file.",
           query={"folder": FOLDER, "file": FILE,
-                 "apart": {"type": "boolean", "description": "A picture gets another name also beside one of the same stem, which would share its caption file."}},
+                 "apart": {"type": "boolean", "description": "A picture gets another name also beside one of its stem, whose caption file it would share."}},
           required=("folder", "file"), body=bytes, status=201, limit=LARGE),
     Route("POST", f"{API}/gallery/captions", captions, "Write captions to where they come from.",
           body=objects({"folder": FOLDER, "captions": CAPTIONS})),

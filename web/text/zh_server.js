@@ -65,6 +65,7 @@ export const zhServer = [
   [/^The caption file (.*) cannot be opened \((.*)\)\.$/, "描述文件 $1 无法打开（$2）"],
   [/^there is a LoRA (.*) again; .*$/, "又有了名为 $1 的 LoRA；请先重命名或删除它"],
   [/^(.*) is in the gallery again; .*$/, "图集里又有了 $1；请先重命名或移除它"],
+  [/^(.*) is in the gallery already as another mask; .*$/, "图集里已有另一个蒙版 $1；请先移除它的图片（蒙版会一起移除），再一起重新添加"],
   [/^(.*) is in the gallery already with another text; .*$/, "图集里已有 $1，但内容不同；请在那里修改描述，或先移除那个文件"],
   [/^there is no LoRA (.*) that was trained here; .*$/, "没有在这里训练过名为 $1 的 LoRA；请刷新列表"],
   [/^no LoRA (.*) was removed here$/, "这里没有删除过名为 $1 的 LoRA"],
