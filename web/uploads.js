@@ -72,6 +72,7 @@ export async function sendFiles(folder, files, onProgress) {
         const file = some[next++];
         const name = nameOf(file);
         let got = null;
+        if (!TEXT.test(file.name)) placed.set(nameInGallery(file, top), null);   // in the order of the files, whichever comes first
         try {
           if (name && TABLE.test(file.name)) checkNames(placed);
           if (name) sent.push(got = (await upload(folder, file, name, isAlone(file))).file);
