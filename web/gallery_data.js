@@ -5,6 +5,7 @@ import { getState, setState } from "./store.js";
 const LATER = 1500;
 let leave = null;
 let timer = 0;
+let meanwhile = [];   // changes that came while the folder was read: the answer may be of before
 
 export async function loadGallery(folder, resolution) {
   leave?.abort();
@@ -19,12 +20,14 @@ export async function loadGallery(folder, resolution) {
   if (before && before.folder !== wanted) setState({ gallery: null });
   setState({ galleryLoading: true });
   for (const quick of [true, false]) {
+    meanwhile = [];
     try {
       const found = await get("gallery", { folder: wanted, quick, resolution }, { signal: mine.signal });
-      setState({ gallery: { ...found, folder: wanted, root: found.folder, resolution }, galleryError: null });
+      setState({ gallery: meanwhile.reduce(changed, { ...found, folder: wanted, root: found.folder, resolution }), galleryError: null });
     } catch (error) {
       if (error.name === "AbortError") return;
-      setState({ gallery: null, galleryError: error, galleryLoading: false });
+      // a server that is away says nothing about the folder: what is shown, and maybe typed into, stays
+      setState({ gallery: error.status ? null : getState().gallery, galleryError: error, galleryLoading: false });
       return;
     }
   }
@@ -38,19 +41,27 @@ export function reloadGallery() {
 
 // After changes of this or another page. Captions come with the event; for anything else the folder is read again.
 export function galleryChanged(event) {
-  const { gallery } = getState();
-  if (!gallery || event.folder !== gallery.root) return;   // the folder may be typed as ~/photos or with a / at its end
-  if (event.captions) {
-    const pictures = gallery.pictures.map((one) => (event.captions[one.file] ? withCaption(one, event.captions[one.file]) : one));
-    setState({ gallery: { ...gallery, pictures } });
-    return;
+  const { gallery, galleryLoading } = getState();
+  if (event.captions || event.left_out) {
+    if (galleryLoading) meanwhile.push(event);
+    if (gallery) setState({ gallery: changed(gallery, event) });
+  } else if (gallery && isOf(gallery, event)) {
+    clearTimeout(timer);
+    timer = setTimeout(reloadGallery, LATER);
   }
-  if (event.left_out) {
-    setState({ gallery: { ...gallery, pictures: gallery.pictures.map((one) => (one.file in event.left_out ? { ...one, left_out: event.left_out[one.file] } : one)) } });
-    return;
-  }
-  clearTimeout(timer);
-  timer = setTimeout(reloadGallery, LATER);
+}
+
+// The folder may be typed as ~/photos or with a / at its end; the server tells of it by its root, this page also as it was typed.
+const isOf = (gallery, event) => event.folder === gallery.root || event.folder === gallery.folder;
+
+function changed(gallery, event) {
+  if (!isOf(gallery, event)) return gallery;
+  const { captions = {}, left_out = {} } = event;
+  const pictures = gallery.pictures.map((one) => {
+    const written = captions[one.file] ? withCaption(one, captions[one.file]) : one;
+    return one.file in left_out ? { ...written, left_out: left_out[one.file] } : written;
+  });
+  return { ...gallery, pictures };
 }
 
 export function withCaption(picture, written) {

@@ -32,21 +32,25 @@ async function loadAll(early) {
   setState({ status, connection: "open" });
   // what only part of the page needs may fail without the rest
   const [settings] = await Promise.all([
-    allSettings(), refreshGalleries(), refreshLoras(), refreshDetails(), reloadCurves(),
+    allSettings(), refreshGalleries(), refreshLoras(), refreshDetails(), reloadCurves(), readAgain(),
   ]);
   setState({ settings });
-  if (wasAway) readAgain();
-  wasAway = true;
 }
 
-let wasAway = false;
+let wasRead = false;
 
-// What happened while there was no connection was told to nobody: the gallery that is open, drawings, captions and logs.
+// What happened while there was no connection was told to nobody: the gallery that is open, drawings, captions and logs. Drawings and
+// captioning must be there before events go on, or an old answer would take the place of a new event.
 function readAgain() {
+  const isFirst = !wasRead;
+  wasRead = true;
+  if (isFirst) return null;
   reloadGallery();
   Object.keys(getState().logs).forEach((id) => loadLog(id).catch(() => {}));
-  get("gallery/captioning").then(takeCaptioning, () => {});
-  if (getState().drawings) get("drawings").then(({ drawings }) => setState({ drawings }), () => {});
+  return Promise.allSettled([
+    get("gallery/captioning").then(takeCaptioning),
+    getState().drawings && get("drawings").then(({ drawings }) => setState({ drawings })),
+  ]);
 }
 
 // What the server says of its settings, also while the page is still loading.

@@ -378,14 +378,75 @@ def test_captions_that_were_written_during_an_outage_are_read_when_the_server_is
     page = open_page(server)
     page.locator("input[list=hl-folders]").fill(str(gallery))
     page.locator(".strip img").first.wait_for()
+    page.goto(f"{server.url}/hotlora/#/try")
+    page.locator("#hl-drawings").wait_for()
     page.goto(f"{server.url}/hotlora/#/gallery")
     caption = page.get_by_label("Caption of 0.png")
     caption.wait_for()
     server.kill()
     page.locator(".banner", has_text="The server does not answer").wait_for()
+    page.get_by_label("Caption of 1.png").fill("typed meanwhile")
     (gallery / "0.txt").write_text("meanwhile")
+    asked = []
+    page.on("response", lambda answer: asked.append(answer.url.rpartition("/api/")[2]))
     server = UiServer(tmp_path / "ui", "--port", server.url.rsplit(":", 1)[1]).start()
     try:
         until(page, lambda: caption.input_value() == "meanwhile")
+        saved(page)
+        assert (gallery / "1.txt").read_text() == page.get_by_label("Caption of 1.png").input_value() == "typed meanwhile"
+        until(page, lambda: {"drawings", "gallery/captioning"} <= set(asked))
     finally:
         server.stop()
+
+
+def test_an_old_reading_does_not_take_the_place_of_a_caption_that_was_saved_meanwhile(shared_server, open_page, gallery):
+    """A thorough reading of many pictures takes long; its captions are of when it began. Also where the folder has a / at its end."""
+    page = open_page(shared_server)
+    held = []
+
+    def hold(route):
+        if "quick=false" in route.request.url and not held:
+            held.append((route, route.fetch()))
+        else:
+            route.continue_()
+
+    page.route("**/api/gallery?*", hold)
+    page.locator("input[list=hl-folders]").fill(f"{gallery}/")
+    page.goto(f"{shared_server.url}/hotlora/#/gallery")
+    caption = page.get_by_label("Caption of 0.png")
+    caption.wait_for()
+    until(page, lambda: bool(held))
+    caption.fill("typed while it was read")
+    saved(page)
+    shared_server.post("gallery/captions", {"folder": str(gallery), "captions": {"1.png": "by another tab"}})
+    until(page, lambda: page.get_by_label("Caption of 1.png").input_value() == "by another tab")
+    with page.expect_response("**/api/gallery?*quick=false*"):
+        held[0][0].fulfill(response=held[0][1])
+    page.wait_for_timeout(300)
+    assert caption.input_value() == "typed while it was read" and page.get_by_label("Caption of 1.png").input_value() == "by another tab"
+
+
+def test_a_caption_stays_where_its_folder_has_a_slash_at_its_end_and_no_event_comes(shared_server, open_page, gallery):
+    page = open_page(shared_server)
+    page.route("**/api/events*", lambda route: None)   # the answer never comes
+    page.reload()
+    page.locator("input[list=hl-folders]").fill(f"{gallery}/")
+    page.goto(f"{shared_server.url}/hotlora/#/gallery")
+    caption = page.get_by_label("Caption of 0.png")
+    caption.fill("typed and saved")
+    saved(page)
+    page.wait_for_timeout(300)
+    assert caption.input_value() == "typed and saved"
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_folder_that_is_cleared_while_it_is_read_is_no_longer_read(shared_server, open_page, gallery):
+    page = open_page(shared_server)
+    page.route("**/api/gallery?*", lambda route: None)   # the answer never comes
+    page.locator("input[list=hl-folders]").fill(str(gallery))
+    page.goto(f"{shared_server.url}/hotlora/#/gallery")
+    page.get_by_text("Reading the folder…").wait_for()
+    page.locator(".folder-choice select").select_option("")
+    page.get_by_text("Reading the folder…").wait_for(state="detached")
+    page.get_by_text("Choose a gallery", exact=True).wait_for()
+    page.unroute_all(behavior="ignoreErrors")
