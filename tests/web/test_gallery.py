@@ -333,17 +333,72 @@ def test_a_picture_that_is_removed_elsewhere_takes_nothing_of_what_is_typed_with
     assert "half" not in (gallery / "3.txt").read_text()
 
 
-def test_pictures_that_are_added_while_others_are_sent_go_into_the_same_gallery(shared_server, open_page, gallery, tmp_path):
-    page = open_page(shared_server, "#/train")
-    (tmp_path / "phone.heic").write_bytes(b"not read")
+@pytest.fixture
+def held_uploads(open_page, shared_server):
+    """A page whose uploads wait, and what lets them go."""
+    def open_(path):
+        page, held = open_page(shared_server, path), []
+
+        def let_go():
+            page.unroute("**/gallery/upload?*")
+            for route in held:
+                route.continue_()
+
+        page.route("**/gallery/upload?*", lambda route: held.append(route))
+        return page, held, let_go
+
+    return open_
+
+
+def test_pictures_that_are_added_while_others_are_sent_go_into_the_same_gallery(shared_server, held_uploads, gallery):
+    page, held, let_go = held_uploads("#/train")
     files = page.locator(".dropzone input[type=file]")
     page.get_by_label("Name", exact=True).first.fill("together")
-    files.set_input_files([str(gallery / f"{i}.png") for i in range(4)])
-    files.set_input_files([str(gallery / "4.png"), str(tmp_path / "phone.heic")])
+    heic = {"name": "phone.heic", "mimeType": "image/heic", "buffer": b"not read"}
+    files.set_input_files([{"name": f"{i}.png", "mimeType": "image/png", "buffer": (gallery / f"{i}.png").read_bytes()} for i in range(4)] + [heic])
+    until(page, lambda: bool(held))
+    files.set_input_files(str(gallery / "4.png"))
+    page.wait_for_timeout(300)
     page.goto(f"{shared_server.url}/hotlora/#/gallery")
+    page.get_by_text("Uploading: 0 of 5").wait_for()
+    let_go()
     page.locator(".gallery-bar", has_text="5 pictures").wait_for()
+    page.locator(".problem", has_text="1 file was not added (phone.heic)").wait_for()
     made = shared_server.folder / "galleries" / "together"
     assert len(list(made.glob("*.png"))) == 5 and not list(made.parent.glob("together 2"))
+
+
+def test_another_folder_that_is_chosen_during_an_upload_stays_chosen_and_gets_none_of_it(shared_server, held_uploads, gallery):
+    other = shared_server.post("galleries", {"name": "the other"})["folder"]
+    page, held, let_go = held_uploads("#/train")
+    files, folder = page.locator(".dropzone input[type=file]"), page.locator("input[list=hl-folders]")
+    page.get_by_label("Name", exact=True).first.fill("begun")
+    files.set_input_files(str(gallery / "0.png"))
+    until(page, lambda: bool(held))
+    files.set_input_files(str(gallery / "1.png"))
+    page.wait_for_timeout(300)
+    folder.fill(f"{other}/")
+    folder.blur()
+    page.wait_for_timeout(800)
+    files.set_input_files(str(gallery / "2.png"))
+    let_go()
+    until(page, lambda: (shared_server.folder / "galleries" / "the other" / "2.png").exists())
+    page.locator(".sending").wait_for(state="detached")
+    assert [one.name for one in sorted((shared_server.folder / "galleries" / "begun").glob("*.png"))] == ["0.png", "1.png"]
+    assert folder.input_value().rstrip("/") == other and not (shared_server.folder / "galleries" / "begun 2").exists()
+    # what is told of the run knows of the new picture
+    page.locator(".told", has_text="1 picture,").wait_for()
+
+
+def test_what_is_dropped_on_a_screen_without_pictures_does_not_leave_the_page(shared_server, open_page, gallery):
+    page = open_page(shared_server, "#/runs")
+    page.evaluate("window.isSame = true")
+    devtools = page.context.new_cdp_session(page)
+    place = {"x": 300, "y": 300, "data": {"items": [], "files": [str(gallery / "0.png")], "dragOperationsMask": 1}}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        devtools.send("Input.dispatchDragEvent", {"type": kind, **place})
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.isSame") and page.url.endswith("#/runs")
 
 
 def test_what_is_dropped_beside_the_zone_or_is_no_picture_is_answered(shared_server, open_page, gallery, tmp_path):
@@ -378,8 +433,8 @@ def test_captions_that_were_written_during_an_outage_are_read_when_the_server_is
     page = open_page(server)
     page.locator("input[list=hl-folders]").fill(str(gallery))
     page.locator(".strip img").first.wait_for()
-    page.goto(f"{server.url}/hotlora/#/try")
-    page.locator("#hl-drawings").wait_for()
+    with page.expect_response("**/api/drawings"):
+        page.goto(f"{server.url}/hotlora/#/try")
     page.goto(f"{server.url}/hotlora/#/gallery")
     caption = page.get_by_label("Caption of 0.png")
     caption.wait_for()
