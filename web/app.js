@@ -7,6 +7,7 @@ import { askedLanguage, followTheme } from "./host.js";
 import { activeJob, start } from "./live.js";
 import { addStyle, fetchLater, lazy } from "./lazy.js";
 import { Icon, shortName } from "./views/parts.js";
+import { watchDrops } from "./views/pictures.js";
 import { TrainScreen } from "./views/train.js";
 
 const SCREENS = {
@@ -24,6 +25,7 @@ export async function mount(root, early) {
   await chooseLanguage(askedLanguage());
   followTheme(root.ownerDocument.documentElement === root.parentElement?.parentElement ? root.ownerDocument.documentElement : root);
   render(html`<${App} />`, root);
+  watchDrops(root);
   start(early).then(fetchLater);
 }
 

@@ -34,39 +34,55 @@ export function Pictures({ error }) {
 const failedText = (failed) => t("upload.failed", {
   n: failed.length, names: failed.slice(0, 3).map((one) => one.name).join(", "), why: said(failed[0].error.message) });
 
+let goal = Promise.resolve();   // where files go is settled one after the other, and then at once: what is chosen later is for later files
 let line = Promise.resolve();   // uploads come one after the other, whichever screen they were begun on
+let inLine = 0;
+let failed = [];                // of all uploads in line, so that none takes the place of another's
 
 function addFiles(files) {
-  line = line.then(() => addNow(files));
+  if (!inLine) {
+    failed = [];
+    showProblem(null);
+  }
+  inLine += 1;
+  const folder = goal.then(() => galleryForFiles(files));
+  goal = folder.catch(() => {});
+  line = line.then(() => send(folder, files));
   return line;
 }
 
-// The gallery is in the form before its pictures are there, so that more of them go into the same one, and another that is chosen meanwhile stays.
-async function addNow(files) {
-  showProblem(null);
+async function send(into, files) {
   try {
-    const before = getForm().folder;
-    const folder = await galleryForFiles(before, files);
-    if (getForm().folder === before && before !== folder) changeForm({ folder });
-    const { failed } = await sendFiles(folder, files, (done, total) => setState({ sending: { done, total } }));
+    const folder = await into;
+    failed.push(...(await sendFiles(folder, files, (done, total) => setState({ sending: { done, total } }))).failed);
     if (getState().gallery?.folder === folder) reloadGallery();
+    setState((s) => ({ galleryChanges: s.galleryChanges + 1 }));
     await refreshGalleries();
-    if (failed.length) showProblem(failedText(failed));
-  } catch (wrong) {
-    showProblem(wrong);
-  } finally {
-    setState({ sending: null });
+  } catch (error) {
+    failed.push(...files.map(({ name }) => ({ name, error })));
   }
+  inLine -= 1;
+  if (!inLine) setState({ sending: null });
+  if (failed.length) showProblem(failedText(failed));
 }
 
 const showProblem = (uploadProblem) => setState({ uploadProblem });
 
 // What was chosen or dropped. Captions alone are for pictures that are there: for a gallery of ours that is open.
 async function take(files) {
-  const folder = getForm().folder.trim();
-  const sorted = sortFiles(files, getState().galleries.some((one) => one.own && one.folder === folder));
+  const sorted = sortFiles(files, Boolean(ownGallery()));
   if (sorted.length) await addFiles(sorted);
   else if (files.length) showProblem(t("upload.noPictures"));
+}
+
+const takeDrop = (transfer) => filesOfDrop(transfer).then(take).catch(showProblem);
+
+// The folder of the form as the server writes it, where it is a gallery of ours.
+function ownGallery() {
+  const { gallery, galleries } = getState();
+  const typed = getForm().folder.trim();
+  const folder = gallery?.folder === typed ? gallery.root : typed;
+  return galleries.find((one) => one.own && one.folder === folder)?.folder;
 }
 
 // How far the upload is, and what was not taken; on every screen that shows pictures.
@@ -112,10 +128,17 @@ export function useGallery(folder, resolution) {
   return gallery && gallery.folder === folder.trim() ? gallery : null;
 }
 
-// Files go into the gallery that is chosen, or into a new one where none is; a folder of the user's own is left alone.
-async function galleryForFiles(folder, files) {
-  const { galleries } = await get("galleries");
-  if (galleries.some((one) => one.own && one.folder === folder.trim())) return folder.trim();
+// Files go into the gallery that is chosen, or into a new one where none is; a folder of the user's own is left alone. The gallery is in the
+// form before its pictures are there, so that more of them go into the same one.
+async function galleryForFiles(files) {
+  const before = getForm().folder;
+  setState({ galleries: (await get("galleries")).galleries });
+  const folder = ownGallery() ?? (await newGallery(files));
+  if (getForm().folder === before && before !== folder) changeForm({ folder });
+  return folder;
+}
+
+async function newGallery(files) {
   const wanted = getForm().name.trim() || folderOf(files) || t("upload.galleryName", { date: new Date().toISOString().slice(0, 10) });
   for (let n = 1; ; n++) {
     try {
@@ -126,10 +149,25 @@ async function galleryForFiles(folder, files) {
   }
 }
 
+// Beside the zone a browser would open the file in place of the page; what lies outside of the page is its host's.
+export function watchDrops(root) {
+  const around = root.parentElement === document.body ? document : root;
+  const hasZone = () => Boolean(root.querySelector(".dropzone"));
+  around.addEventListener("dragover", (event) => {
+    if (!holdsFiles(event) || event.defaultPrevented) return;
+    event.preventDefault();
+    if (!hasZone()) event.dataTransfer.dropEffect = "none";
+  });
+  around.addEventListener("drop", (event) => {
+    if (!holdsFiles(event) || event.defaultPrevented) return;
+    event.preventDefault();
+    if (hasZone()) takeDrop(event.dataTransfer);
+  });
+}
+
 // Everything in it takes files: dropped ones, also whole folders, and pasted ones.
 export function DropZone({ children }) {
   const [over, setOver] = useState(0);
-  const zone = useRef(null);
   useEffect(() => {
     const pasted = (event) => {
       const files = [...(event.clipboardData?.files ?? [])];
@@ -140,32 +178,15 @@ export function DropZone({ children }) {
     document.addEventListener("paste", pasted);
     return () => document.removeEventListener("paste", pasted);
   }, []);
-  useEffect(() => {
-    // beside the zone a browser would open the file in place of the page; what lies outside of the page is its host's
-    const page = zone.current.closest(".hotlora");
-    const around = page.parentElement === document.body ? document : page;
-    const dragged = (event) => { if (holdsFiles(event)) event.preventDefault(); };
-    const dropped = async (event) => {
-      if (!holdsFiles(event) || event.defaultPrevented) return;
-      event.preventDefault();
-      take(await filesOfDrop(event.dataTransfer));
-    };
-    around.addEventListener("dragover", dragged);
-    around.addEventListener("drop", dropped);
-    return () => {
-      around.removeEventListener("dragover", dragged);
-      around.removeEventListener("drop", dropped);
-    };
-  }, []);
-  return html`<div ref=${zone} class=${`dropzone ${over ? "over" : ""}`}
+  return html`<div class=${`dropzone ${over ? "over" : ""}`}
     onDragEnter=${(event) => { if (holdsFiles(event)) { event.preventDefault(); setOver((n) => n + 1); } }}
     onDragLeave=${(event) => { if (holdsFiles(event)) setOver((n) => Math.max(0, n - 1)); }}
     onDragOver=${(event) => { if (holdsFiles(event)) event.preventDefault(); }}
-    onDrop=${async (event) => {
+    onDrop=${(event) => {
       if (!holdsFiles(event)) return;
       event.preventDefault();
       setOver(0);
-      take(await filesOfDrop(event.dataTransfer));
+      takeDrop(event.dataTransfer);
     }}>${children}${over > 0 && html`<div class="drop-hint"><${Icon} name="images" />${t("upload.dropHere")}</div>`}</div>`;
 }
 
