@@ -2,7 +2,7 @@
 import { upload } from "./api.js";
 import { t } from "./i18n.js";
 
-const PICTURE = /\.(jpe?g|jfif|png|webp|bmp|gif|avif|tiff?)$/i;
+const PICTURE = /\.(jpe?g|jfif|png|webp|bmp|gif|avif|tiff?|hei[cf])$/i;   // some of them the server turns down, and says why
 const TEXT = /(\.(txt|caption)|^metadata\.(csv|jsonl))$/i;
 const TABLE = /^metadata\.(csv|jsonl)$/i;
 const MASK = /_mask$/i;

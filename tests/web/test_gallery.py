@@ -414,16 +414,18 @@ def test_what_is_dropped_beside_the_zone_or_is_no_picture_is_answered(shared_ser
     page = open_page(shared_server, "#/train")
     (tmp_path / "words.txt").write_text("alone")
     page.locator(".dropzone input[type=file]").set_input_files(str(tmp_path / "words.txt"))
-    page.locator(".problem").first.wait_for()
+    page.locator(".problem", has_text="There is no picture among these files").wait_for()
     fire = """([data, name]) => {
       const transfer = new DataTransfer();
       transfer.items.add(new File([new Uint8Array(data)], name, {type: "image/png"}));
+      transfer.items.add(new File(["x"], "phone.heic"));   // not every system knows what it is
       const drop = new DragEvent("drop", {dataTransfer: transfer, bubbles: true, cancelable: true});
       document.querySelector("header").dispatchEvent(drop);
       return drop.defaultPrevented;
     }"""
     assert page.evaluate(fire, [list((gallery / "0.png").read_bytes()), "beside.png"])
     page.locator(".strip img").first.wait_for()
+    page.locator(".problem", has_text="1 file was not added (phone.heic)").wait_for()
     page.goto(f"{shared_server.url}/hotlora/#/gallery")
     page.get_by_label("Caption of beside.png").wait_for()
     page.locator("input[type=file]").first.set_input_files({"name": "beside.txt", "mimeType": "text/plain", "buffer": b"came later"})
@@ -502,6 +504,20 @@ def test_a_caption_stays_where_its_folder_has_a_slash_at_its_end_and_no_event_co
     page.wait_for_timeout(300)
     assert caption.input_value() == "typed and saved"
     page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_reading_that_does_not_reach_the_server_leaves_the_caption_that_is_typed_open(open_gallery, gallery, shared_server):
+    page = open_gallery(gallery)
+    page.locator(".cell .icon-button").nth(2).click()
+    area = page.locator("dialog.viewer textarea")
+    area.fill("first half")
+    page.route("**/api/gallery?*", lambda route: route.abort())
+    with page.expect_event("requestfailed"):
+        shared_server.post("gallery/remove", {"folder": str(gallery), "files": ["0.png"]})
+    page.locator(".problem", has_text="The server does not answer").wait_for()
+    area.press("End")
+    page.keyboard.type(" and second half")
+    until(page, lambda: (gallery / "2.txt").read_text() == "first half and second half")
 
 
 def test_a_folder_that_is_cleared_while_it_is_read_is_no_longer_read(shared_server, open_page, gallery):
