@@ -10,6 +10,7 @@ from torch import nn
 
 from .frozen import FrozenForward, has_plain_weight, is_conv2d, is_linear
 from .lora_layer import LoRALayer, new_layer
+from .lora_tensors import fit_dora_scale
 from .targets import find_targets, trainable_layers
 
 Key = tuple[str, str]
@@ -184,13 +185,9 @@ def _layer_from(layer: nn.Module, key: Key, entry: dict, dropout: float) -> LoRA
         raise ValueError(f"the LoRA layer {key[0]}: {key[1]} has the shapes {tuple(down.shape)} and {tuple(up.shape)}, "
                          f"the base needs {down_shape} and {up_shape}; this LoRA was made for another base")
     if magnitude is not None:
-        ones = [1] * len(sides)
-        if magnitude.shape[:1] == (outputs,) and magnitude.numel() == outputs:
-            magnitude = magnitude.reshape(outputs, 1, *ones)
-        elif magnitude.ndim > 1 and magnitude.shape[1] == magnitude.numel() == inputs:
-            magnitude = magnitude.reshape(1, inputs, *ones)
-        else:
-            raise ValueError(f"the DoRA magnitude of {key[0]}: {key[1]} has the shape {tuple(magnitude.shape)}; "
+        magnitude = fit_dora_scale(magnitude, (outputs, inputs, *sides))
+        if magnitude is None:
+            raise ValueError(f"the DoRA magnitude of {key[0]}: {key[1]} has the shape {tuple(entry['dora_scale'].shape)}; "
                              f"it must be one per input, (1, {inputs}), or one per output, ({outputs}, 1)")
     device = layer.weight.device if isinstance(layer.weight, torch.Tensor) else down.device
     alpha = rank if entry.get("alpha") is None else float(entry["alpha"])

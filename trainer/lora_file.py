@@ -14,7 +14,7 @@ from torch import nn
 
 from .lora_keys import layout_of, spellings
 from .lora_metadata import build_metadata
-from .lora_tensors import LoraWeights, kohya_tensors, read_peft_config, weights_from_tensors
+from .lora_tensors import LoraWeights, fit_dora_scale, kohya_tensors, read_peft_config, weights_from_tensors
 from .output_files import OutputError, write_atomically
 
 __all__ = [
@@ -173,19 +173,12 @@ def _fit(prefix: str, layer: dict[str, Any], shape: tuple[int, ...], base_name: 
         )
     fitted = {**layer, "down": down.reshape(rank, *shape[1:]), "up": up.reshape(shape[0], rank, *[1] * (len(shape) - 2))}
     if layer.get("dora_scale") is not None:
-        fitted["dora_scale"] = _fit_dora_scale(prefix, layer["dora_scale"], shape)
+        fitted["dora_scale"] = fit_dora_scale(layer["dora_scale"], shape)
+        if fitted["dora_scale"] is None:
+            raise ValueError(
+                f"layer {prefix} has a dora_scale of shape {tuple(layer['dora_scale'].shape)} for a weight of shape {shape}; the file is damaged"
+            )
     return fitted
-
-
-def _fit_dora_scale(prefix: str, scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    ones = [1] * (len(shape) - 2)
-    if scale.numel() == shape[0] and scale.shape[0] == shape[0]:
-        return scale.reshape(shape[0], 1, *ones)
-    if scale.ndim > 1 and scale.numel() == scale.shape[1] == shape[1]:
-        return scale.reshape(1, shape[1], *ones)
-    raise ValueError(
-        f"layer {prefix} has a dora_scale of shape {tuple(scale.shape)} for a weight of shape {shape}; the file is damaged"
-    )
 
 
 def _header(data: bytes) -> dict[str, Any]:

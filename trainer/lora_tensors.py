@@ -39,6 +39,16 @@ _OTHER_METHODS = (
 )
 
 
+def fit_dora_scale(scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """DoRA's magnitudes as a weight of that shape has them, `(out, 1[, 1, 1])` or `(1, in[, 1, 1])`; None when they are neither."""
+    ones = [1] * (len(shape) - 2)
+    if scale.shape[:1] == shape[:1] and scale.numel() == shape[0]:
+        return scale.reshape(shape[0], 1, *ones)
+    if scale.ndim > 1 and scale.numel() == scale.shape[1] == shape[1]:
+        return scale.reshape(1, shape[1], *ones)
+    return None
+
+
 def weights_from_tensors(
     tensors: dict[str, torch.Tensor], metadata: dict[str, str], peft_config: dict | None = None
 ) -> LoraWeights:
