@@ -70,7 +70,7 @@ def captions_of(root: Path, files: GalleryFiles) -> tuple[dict[Path, Place], Loc
                     place.unreadable = sidecar
                     continue
                 if caption:
-                    place = Place(caption, row, sidecar, place.unreadable)
+                    place = Place(caption, row, sidecar)
                     break
         places[path] = place
     return places, table, warnings

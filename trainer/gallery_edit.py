@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import unicodedata
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Container
 
@@ -22,13 +23,13 @@ from .captions.metadata import parse_metadata
 from .captions.sidecar import LARGEST, read_sidecar, tidy
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from .galleries import MAX_MEGAPIXELS, Place, captions_of, inside
-from .gallery_files import METADATA_FILES, GalleryFiles, folder_key, list_files, relative_name
+from .gallery_files import MASK, METADATA_FILES, GalleryFiles, folder_key, list_files, relative_name
 from .left_out import left_out, write_left_out
 from .output_files import write_atomically
 from .pictures import SUFFIXES, UnreadablePicture, check_picture
 
 RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com[1-9]|lpt[1-9])(\..*)?$")
-LONGEST, MASK = 150, "_mask"
+LONGEST = 150
 END = re.compile(r"( \([0-9]{1,6}\))?(_mask|\.[A-Za-z0-9]{1,5})?$")
 """What a name may have behind that of its picture; the rest is cut as the picture's name is."""
 _one_edit = threading.RLock()
@@ -241,10 +242,8 @@ def remove(home: Path, root: Path, names: list[str]) -> list[str]:
         for name in dict.fromkeys(names):
             path = known[name]
             others_stay = not leaving.issuperset(files.others_of_stem(path))
-            mask, common = files.mask_of(path), files.common_sidecars(path)
-            companions = [] if others_stay or mask is None else [mask]
-            companions += [sidecar for sidecar in files.sidecars_of(path) if not (others_stay and sidecar in common)]
-            for part in [path, *companions]:
+            stays = [*files.common_sidecars(path), files.mask_of(path)] if others_stay else []
+            for part in [path, *(part for part in files.companions_of(path) if part not in stays)]:
                 # what is common to two pictures has left with the first of them
                 if os.path.lexists(part):
                     move_file(part, place / relative_name(part, root))
@@ -256,29 +255,22 @@ def restore(home: Path, root: Path, names: list[str]) -> list[str]:
     with _one_edit:
         places = sorted((home / "trash" / "pictures" / folder_key(root)).glob("*"), reverse=True)
         moves: list[tuple[Path, Path]] = []
+        listed = lru_cache(partial(list_files, masks=True))
         for name in dict.fromkeys(names):
             target = inside(root, name)
-            source = next((place / name for place in places if (place / name).is_file() or (place / name).is_symlink()), None)
-            if source is None:
+            place = next((place for place in places if (place / name).is_file() or (place / name).is_symlink()), None)
+            if place is None:
                 raise ValueError(f"{name[:200]} is not among the removed pictures of {root}")
             if target.exists():
                 raise Occupied(f"{name[:200]} is in the gallery again; rename or remove that one first")
-            moves.append((source, target))
-            for part in source.parent.iterdir():
-                if part != source and _belongs(part, source) and not (target.parent / part.name).exists():
+            moves.append((place / name, target))
+            for part in listed(place).companions_of(place / name):
+                if not (target.parent / part.name).exists():
                     moves.append((part, target.parent / part.name))
         for source, target in moves:
-            if source.exists() or source.is_symlink():
+            if os.path.lexists(source):
                 move_file(source, target)
         return list(dict.fromkeys(names))
-
-
-def _belongs(part: Path, picture: Path) -> bool:
-    """Whether a file of the trash is a caption file or the mask of a picture there, by the names that `gallery_files` knows them by."""
-    stem, suffix = composed(part.stem), part.suffix.lower()
-    if suffix in SIDECAR_SUFFIXES:
-        return stem in (composed(picture.stem), composed(picture.name))
-    return suffix == ".png" and stem.lower().endswith(MASK) and stem[:-len(MASK)] == composed(picture.stem)
 
 
 def leave_out(root: Path, names: list[str]) -> list[str]:

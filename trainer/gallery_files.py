@@ -18,6 +18,8 @@ METADATA_FILES = ("metadata.csv", "metadata.jsonl")
 # pictures that people do have, of formats that are not read: named in the report instead of passed over in silence
 FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".tif", ".tiff", ".jxl", ".jp2", ".tga", ".psd", ".svg", ".dng", ".cr2", ".nef"))
 MOST_REPEATS = 1000
+MASK = "_mask"
+"""What a mask has behind the stem of its picture."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ class GalleryFiles:
     def mask_of(self, path: Path) -> Path | None:
         """The `photo_mask.png` of `photo.jpg`."""
         return self.masks.get((path.parent, composed(path.stem)))
+
+    def companions_of(self, path: Path) -> list[Path]:
+        """Caption files and the mask that are there for a picture."""
+        return [*self.sidecars_of(path), *filter(None, [self.mask_of(path)])]
 
     def orphaned_masks(self) -> list[Path]:
         """Masks beside which there is no picture of their name, not even one of a format that is not read."""
@@ -134,8 +140,8 @@ def list_files(root: Path, masks: bool = False) -> GalleryFiles:
 
 def _add_file(path: Path, files: GalleryFiles) -> None:
     stem, suffix = composed(path.stem), path.suffix.lower()
-    if suffix == ".png" and stem.lower().endswith("_mask"):
-        files.masks[path.parent, stem[:-len("_mask")]] = path
+    if suffix == ".png" and stem.lower().endswith(MASK):
+        files.masks[path.parent, stem[:-len(MASK)]] = path
     elif suffix in SUFFIXES:
         files.pictures.append(path)
     elif suffix in FOREIGN_SUFFIXES:
