@@ -157,7 +157,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on_pictures(options: argparse.Namespace, config: TrainConfig, warnings: list[str], ranks: Alone) -> int:
-    from .hosts.standalone import load_base
+    from .hosts.standalone import base_of_run
     from .listeners import usual_listeners
     from .run import make_session, read_material
 
@@ -167,7 +167,7 @@ def _train_on_pictures(options: argparse.Namespace, config: TrainConfig, warning
     material = ranks.leaders_first(lambda is_leader: read_material(config, make_captions=makes_captions and is_leader))
     for warning in material.gallery.warnings:
         log.warning("warning: %s", warning)
-    backend = ranks.together(lambda: load_base(config.base_model, device_for(config.device, ranks.place), "no" if config.mixed_precision == "no" else None))
+    backend = ranks.together(lambda: base_of_run(config, device_for(config.device, ranks.place)))
     if options.dry_run:
         from .estimate import dry_run
 

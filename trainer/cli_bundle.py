@@ -47,7 +47,7 @@ def _run_bundle(options: argparse.Namespace) -> int:
     from .bundle_read import read_bundle
     from .bundle_run import choose_base, prepare, write_result
     from .cli import train_until_signal, try_command
-    from .hosts.standalone import load_base
+    from .hosts.standalone import base_of_run
     from .listeners import usual_listeners
     from .run import make_session
 
@@ -56,7 +56,7 @@ def _run_bundle(options: argparse.Namespace) -> int:
     material, warnings = prepare(bundle, base, options.out, options.set)
     for warning in warnings:
         log.warning("warning: %s", warning)
-    backend = load_base(base, material.config.device, "no" if material.config.mixed_precision == "no" else None)
+    backend = base_of_run(material.config)
     if options.dry_run:
         from .estimate import dry_run
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from ..backend import SampleRequest, stack_text
 from ..checkpointing import set_checkpointing
+from ..config import TrainConfig
 from ..frozen import borrowed, frozen_forward, safe_attention
 from ..lora_keys import UNetLayout, layout_of, ldm_path, text_path
 from ..memory import is_out_of_memory
@@ -67,6 +68,11 @@ def load_base(base_model: str, device: str = "auto", dtype: torch.dtype | str | 
     if path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file; base_model is \"demo\", a .safetensors file or a diffusers folder")
     return StandaloneBackend(load_single_file(path, chosen, weights), chosen, weights)
+
+
+def base_of_run(config: TrainConfig, device: str | None = None) -> StandaloneBackend:
+    """The base that a run's settings name, in float32 with `mixed_precision: no`; `device` instead of theirs where one is given."""
+    return load_base(config.base_model, device or config.device, "no" if config.mixed_precision == "no" else None)
 
 
 class StandaloneBackend:
