@@ -7,11 +7,11 @@ import math
 import os
 import re
 import threading
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Iterable
 
+from .captions.matching import composed
 from .lora_file import LoraWeights, load_lora
 from .names import check_name
 
@@ -140,7 +140,7 @@ class Registry:
         Raises ValueError with the closest names when nothing matches, with the paths when several files do, and with the
         reason when the file cannot be read.
         """
-        name = _same_form(name)
+        name = composed(name)
         with self._lock:
             if name in self._memory:
                 source = self._memory[name]
@@ -149,10 +149,10 @@ class Registry:
 
     def path(self, name: str) -> Path:
         """The file that a name means; ValueError as for `find`. What is registered in memory has none and is not looked at."""
-        name = _same_form(name)
+        name = composed(name)
         with self._lock:
             files = self._scan((".safetensors",))
-            matches = ([path for path, relative in files.items() if name in (_same_form(path.stem), _same_form(relative))]
+            matches = ([path for path, relative in files.items() if name in (composed(path.stem), composed(relative))]
                        or [path for path, relative in files.items() if name in _names_of_peft(relative)])
             if len(matches) > 1:
                 listed = ", ".join(str(path) for path in sorted(matches))
@@ -168,11 +168,11 @@ class Registry:
 
         ValueError as for `find` when there is neither.
         """
-        name = _same_form(name)
+        name = composed(name)
         with self._lock:
             step = re.compile(re.escape(name) + r"-\d{6,}")
             files = self._scan((".safetensors",))
-            named = {form: path for path, relative in files.items() for form in (_same_form(path.stem), _same_form(relative))}
+            named = {form: path for path, relative in files.items() for form in (composed(path.stem), composed(relative))}
             found = {form: named[form] for form in sorted(named, key=lambda form: (len(form), form)) if step.fullmatch(form)}
             if found and name not in named:
                 return found
@@ -187,7 +187,7 @@ class Registry:
         """Every name that can be used, sorted."""
         with self._lock:
             found = self._scan((".safetensors",)).items()
-            return sorted({*self._memory, *(min(_names_of_peft(relative), key=len, default=_same_form(path.stem)) for path, relative in found)})
+            return sorted({*self._memory, *(min(_names_of_peft(relative), key=len, default=composed(path.stem)) for path, relative in found)})
 
     def _read(self, path: Path) -> FoundLora:
         try:
@@ -201,7 +201,7 @@ class Registry:
         return self._files[path][1]
 
     def _unknown(self, name: str, files: dict[Path, str]) -> ValueError:
-        pickles = [path for path in self._scan(_PICKLES) if _same_form(path.stem) == name]
+        pickles = [path for path in self._scan(_PICKLES) if composed(path.stem) == name]
         if pickles:
             return ValueError(
                 f"there is no LoRA {name!r}, only {pickles[0]}, a pickle that can run any program when it is opened; "
@@ -233,10 +233,5 @@ class Registry:
 
 def _names_of_peft(relative: str) -> set[str]:
     """What the form for diffusers of a LoRA is called, `name-peft/pytorch_lora_weights`, where that is all there is of it."""
-    match = re.fullmatch(r"(.+)-peft/pytorch_lora_weights", _same_form(relative))
+    match = re.fullmatch(r"(.+)-peft/pytorch_lora_weights", composed(relative))
     return {match[1], match[1].rpartition("/")[2]} if match else set()
-
-
-def _same_form(name: str) -> str:
-    """One form for letters with accents: macOS hands out file names in another than keyboards type."""
-    return unicodedata.normalize("NFC", name)

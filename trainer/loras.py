@@ -4,13 +4,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable
 
+from .captions.matching import composed
 from .gallery_edit import Occupied, move_file
 from .live import Registry
 
@@ -82,7 +82,7 @@ def list_loras(folders: Iterable[Path]) -> list[dict[str, Any]]:
 def namesakes(folders: list[Path], name: str) -> list[str]:
     """A sentence when files elsewhere in the folders, of whatever program, have the stem that a LoRA in the first of them would get."""
     target = folders[0] / f"{name}.safetensors"
-    others = [str(path) for path in Registry(folders).files() if unicodedata.normalize("NFC", path.stem) == name and path != target]
+    others = [str(path) for path in Registry(folders).files() if composed(path.stem) == name and path != target]
     if not others:
         return []
     return [f"{name} is also the name of {', '.join(others)}: <lora:{name}:1> cannot tell them apart; rename that file, or give this LoRA another name"]
