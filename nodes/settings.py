@@ -62,8 +62,7 @@ def _offered() -> list:
 
 
 def _widget(definition):
-    tooltip = f"{definition.help} [{definition.allowed()}; default {definition.default_text()}]"
-    common = {"id": definition.name, "tooltip": tooltip, "optional": True}
+    common = {"id": definition.name, "tooltip": definition.tooltip(), "optional": True}
     low, high = definition.minimum if definition.above is None else definition.above, definition.maximum
     if definition.choices and not definition.form:
         return io.Combo.Input(options=list(definition.choices), default=definition.default, **common)

@@ -1,5 +1,6 @@
 """What ComfyUI's registry asks of a pack of nodes, as far as it can be looked at here."""
 import ast
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from hotlora.trainer.config import SETTINGS
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
 
@@ -32,6 +35,12 @@ def test_the_project_says_what_the_registry_wants_to_know(project, root):
     text = (root / project["tool"]["comfy"]["version"]["path"]).read_text(encoding="utf-8")
     [version] = re.findall(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
     assert re.fullmatch(r"\d+\.\d+\.\d+", version)
+
+
+def test_the_english_texts_of_the_settings_node_are_those_of_the_settings(root):
+    """Here, because the test in a real ComfyUI (`test_comfyui.py`) is skipped where there is none."""
+    told = json.loads((root / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))["HotLoRASettings"]["inputs"]
+    assert {name: texts["tooltip"] for name, texts in told.items()} == {name: SETTINGS[name].tooltip() for name in told}
 
 
 def test_nothing_is_installed_into_comfyui(project, root):

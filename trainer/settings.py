@@ -66,6 +66,10 @@ class Setting:
             return "required"
         return self.default if self.default and isinstance(self.default, str) else shown(self.default)
 
+    def tooltip(self) -> str:
+        """What the setting does, what it may be and what it is when it is left out."""
+        return f"{self.help} [{self.allowed()}; default {self.default_text()}]"
+
     def wrong(self, value: Any, called: str | None = None) -> ValueError:
         """The error for a value that is not allowed; `called` is the name that the user wrote when it is another one."""
         unquoted = self.kind == "str" and isinstance(value, (bool, float)) and not self.choices
