@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from quality_starts import aligned, masked_ranks, one_step
-from quality_tries import late_decay, spread_timesteps, wider_average
+from quality_tries import high_noise, late_decay, spread_timesteps, wider_average
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out"]
 SCALE = 20
@@ -60,6 +60,9 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("dropout 0.2", 2 * LENGTH, {**OURS, "caption_dropout": 0.2}),
     Recipe("noise offset", 2 * LENGTH, {**OURS, "noise_offset": 0.3}),
     Recipe("noise offset x5", 5 * LENGTH, {**OURS, "noise_offset": 0.3}, watched=True),
+    Recipe("high noise", 2 * LENGTH, OURS, prepare=high_noise),
+    Recipe("Huber", 2 * LENGTH, {**OURS, "loss_type": "huber"}),
+    Recipe("Huber x5", 5 * LENGTH, {**OURS, "loss_type": "huber"}, watched=True),
     Recipe("Muon", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01}),
     Recipe("Muon x5", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01, "learning_rate": 1e-3 * SCALE}),
     Recipe("former", 2 * LENGTH, FORMER),
