@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import zipfile
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def prepare(bundle: Bundle, base: str, out: Path, overrides: list[str]) -> tuple
 def write_result(session: Session, outcome: Outcome, bundle: Bundle) -> Exported:
     """`name-result.zip` beside the LoRA: the LoRA, its newest preview, and what "Import result" wants to know."""
     path = session.folder / f"{session.name}-result.zip"
-    previews = sorted((session.folder / "previews").glob(f"{session.name}-*-0.png"))
+    previews = _previews(session, outcome.step)
     told = {"format": RESULT_FORMAT, "version": RESULT_VERSION, "name": session.name, "trigger": session.config.trigger, "steps": outcome.step,
             "base": {"name": session.backend.name, "hash": session.backend.base_hash}, "bundle": bundle.id}
     files = {f"{session.name}.safetensors": outcome.lora, **({PREVIEW: previews[-1]} if previews else {})}
@@ -71,3 +72,13 @@ def write_result(session: Session, outcome: Outcome, bundle: Bundle) -> Exported
         for name, source in files.items():
             archive.writestr(zipfile.ZipInfo(name, EPOCH), source.read_bytes())
     return Exported(path, 0, path.stat().st_size)
+
+
+def _previews(session: Session, last: int) -> list[Path]:
+    """The first pictures that this run drew, oldest first. Others in the folder, of a LoRA `name-2` or of an earlier run, may show another person."""
+    found = []
+    for path in (session.folder / "previews").glob("*-0.png"):
+        match = re.fullmatch(rf"{re.escape(session.name)}-(\d{{6,}})-0\.png", path.name)
+        if match and int(match[1]) <= last and path.stat().st_mtime >= session.started_at:
+            found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]

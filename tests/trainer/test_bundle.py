@@ -1,6 +1,7 @@
 """A job goes to another machine as one file: what is trained there is the same, and nothing in a file from elsewhere is trusted."""
 import csv
 import json
+import os
 import re
 import shutil
 import stat
@@ -355,3 +356,22 @@ def test_a_result_holds_the_lora_and_the_newest_preview(job, backend, tmp_path):
         assert archive.read("mascot.safetensors") == (tmp_path / "there" / "mascot.safetensors").read_bytes()
         assert archive.read("preview.png") == (tmp_path / "there" / "previews" / "mascot-000004-0.png").read_bytes()
         assert json.loads(archive.read("result.json"))["base"]["hash"] == backend.base_hash
+
+
+def test_a_result_holds_no_picture_of_another_run(job, backend, tmp_path):
+    """They lie in one folder: those of other LoRAs whose names begin alike, and those of an earlier run, whose person is perhaps another."""
+    bundle, previews = read_bundle(job), tmp_path / "there" / "previews"
+    previews.mkdir(parents=True)
+    for name in ("mascot-2-000004-0.png", "mascot-last-0.png", "mascot-000003-0.png", "mascot-000009-0.png"):
+        (previews / name).write_bytes(b"another person")
+        os.utime(previews / name, (1e9, 1e9))
+    there, _ = prepare(bundle, "demo", tmp_path / "there", ["preview_prompts=[sks]"])
+    session = make_session(there, backend)
+    outcome = session.train()
+    for name in ("mascot-2-000004-0.png", "mascot-last-0.png", "mascot-000009-0.png"):
+        os.utime(previews / name)
+    with zipfile.ZipFile(write_result(session, outcome, bundle).path) as archive:
+        assert "preview.png" not in archive.namelist()
+    (previews / "mascot-000002-0.png").write_bytes(b"its own")
+    with zipfile.ZipFile(write_result(session, outcome, bundle).path) as archive:
+        assert archive.read("preview.png") == b"its own"
