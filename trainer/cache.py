@@ -11,7 +11,7 @@ import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable, Iterable, TypeVar
 
 import numpy as np
 import torch
@@ -23,13 +23,14 @@ from .buckets import cover_size, crop_box
 from .gallery import Example
 from .lora_file import read_safetensors
 from .output_files import write_atomically
-from .pictures import read_alpha, read_picture
+from .pictures import UnreadablePicture, read_alpha, read_bytes, read_picture
 from .pixels import to_tensor
 from .randomness import python_random
 
 VERSION = 1
 BATCH = 4
 Tensors = dict[str, torch.Tensor]
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -83,7 +84,7 @@ class LatentCache:
         return entry
 
     def _cut(self, example: Example, bucket: tuple[int, int], crop: int, crops: int, seed: int, masks: bool, augmentation):
-        picture = read_picture(example.path)
+        picture = _still_there(read_picture, example.path)
         mask = read_mask(example, picture.size) if masks else None
         # the content names the picture, so that renaming it does not cut it anew
         rng = python_random(seed, f"crop {example.content_hash}", crop, 0)
@@ -149,7 +150,7 @@ class TextCache:
 
 def read_mask(example: Example, size: tuple[int, int]) -> Image.Image | None:
     """The mask of a picture at `size`: its `*_mask.png`, else its alpha channel, else None. White is trained."""
-    mask = read_picture(example.mask_path).convert("L") if example.mask_path else read_alpha(example.path)
+    mask = _still_there(read_picture, example.mask_path).convert("L") if example.mask_path else _still_there(read_alpha, example.path)
     return mask if mask is None or mask.size == size else mask.resize(size, Image.BILINEAR)
 
 
@@ -183,7 +184,15 @@ def mask_hash(example: Example, masks: bool) -> str:
     """Of its file's bytes; empty where it has none or none is wanted."""
     if not masks or example.mask_path is None:
         return ""
-    return hashlib.blake2b(example.mask_path.read_bytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(_still_there(read_bytes, example.mask_path), digest_size=16).hexdigest()
+
+
+def _still_there(read: Callable[[Path], Result], path: Path) -> Result:
+    """What `read` makes of a file that the gallery had. ValueError, which names it, when it has been removed or spoilt since."""
+    try:
+        return read(path)
+    except UnreadablePicture as error:
+        raise ValueError(f"{path.name} cannot be used: {error}; put it back or start the training again") from None
 
 
 def _code_hash(function: Callable | None) -> str:

@@ -127,6 +127,16 @@ def test_masks_from_file_and_from_transparency(tmp_path):
     assert torch.equal(c, torch.ones(2, 1, 8, 8))
 
 
+@pytest.mark.parametrize("gone", ["1.png", "1_mask.png"])
+def test_a_picture_or_mask_that_goes_meanwhile_is_named(pictures, tmp_path, gone):
+    Image.new("L", (160, 100), 255).save(pictures / "1_mask.png")
+    examples = read_gallery(pictures, masks=True).examples
+    cache = LatentCache(tmp_path / "cache", "vae", Encoder())
+    sentence = rf"^{gone} cannot be used: it cannot be opened \(No such file or directory\); put it back or start the training again$"
+    with pytest.raises(ValueError, match=sentence):
+        cache.prepare(examples, lambda example: BUCKET, masks=True, progress=lambda done, total: (pictures / gone).unlink(missing_ok=True))
+
+
 def test_captions_are_encoded_once_each(tmp_path):
     asked = []
 

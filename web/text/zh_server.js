@@ -42,6 +42,7 @@ export const zhServer = [
   [/^there is a gallery (.*) already; .*$/, "已经有名为 $1 的图集；请打开它，或换一个名称"],
   [/^there is no picture (.*) in (.*); load the gallery again$/, "$2 里没有 $1 这张图片；请重新打开图集"],
   [/^its mask (.*) cannot be used: (.*)$/, "它的蒙版 $1 无法使用：$2"],
+  [/^(.*) cannot be used: (.*); put it back or start the training again$/, "$1 无法使用：$2；请放回它，或重新开始训练"],
   [/^(.*) cannot be used: (.*)$/, "$1 无法使用：$2"],
   [/^(.*) is neither a picture \((.*)\) nor a caption file \((.*)\)$/, "$1 既不是图片（$2），也不是描述文件（$3）"],
   [/^it is not a picture, or damaged$/, "不是图片，或已损坏"],
