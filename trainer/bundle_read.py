@@ -52,8 +52,8 @@ class Bundle:
     def bytes(self) -> int:
         return sum(file["bytes"] for file in self.files.values())
 
-    def config(self, overrides: list[str]) -> tuple[TrainConfig, list[str]]:
-        """Its settings with `overrides` (key=value) in their place. ValueError for what is wrong with either, and for settings that would run
+    def config(self, overrides: list[str | tuple[str, Any]]) -> tuple[TrainConfig, list[str]]:
+        """Its settings with `overrides` (key=value, or a pair) in their place. ValueError for what is wrong with either, and for settings that would run
         a program or reach for files of this machine."""
         try:
             self._check_settings([parse_override(override)[0] for override in overrides])

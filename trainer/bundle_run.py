@@ -7,7 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from .bundle import EPOCH, Exported
+from .bundle import EPOCH, INIT_LORA, Exported
 from .bundle_read import Bundle, material_of, unpack
 from .hosts.base_files import facts_of_base
 from .output_files import written_whole
@@ -53,10 +53,12 @@ def prepare(bundle: Bundle, base: str, out: Path, overrides: list[str]) -> tuple
     """The pictures, unpacked, and the settings with what this machine decides. ValueError and OutputError as for `unpack` and `Bundle.config`."""
     bundle.config(overrides)  # what is wrong with it is said before anything is written
     place = unpack(bundle, out / "bundles")
-    prior = [f"reg_data_dir={place / 'prior'}"] if bundle.prior else []
-    init = [f"init_lora={place / 'init_lora.safetensors'}"] if "init_lora.safetensors" in bundle.files else []
-    decided = [f"train_data_dir={place / 'pictures'}", *prior, *init, f"base_model={base}", f"output_dir={out}", f"cache_dir={out / 'cache'}"]
-    config, warnings = bundle.config([*decided, *overrides])
+    decided = {"train_data_dir": str(place / "pictures"), "base_model": base, "output_dir": str(out), "cache_dir": str(out / "cache")}
+    if bundle.prior:
+        decided["reg_data_dir"] = str(place / "prior")
+    if INIT_LORA in bundle.files:
+        decided["init_lora"] = str(place / INIT_LORA)
+    config, warnings = bundle.config([*decided.items(), *overrides])
     return material_of(bundle, place, config), warnings
 
 

@@ -25,11 +25,11 @@ ONLY_HERE = "and language models are trained by `python train.py --config`; here
 WINDOWS_PATHS = "write Windows paths with / or in single quotes"
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = (), text: str | None = None) -> tuple[TrainConfig, list[str]]:
+def load_config(path: str | Path, overrides: Iterable[str | tuple[str, Any]] = (), text: str | None = None) -> tuple[TrainConfig, list[str]]:
     """The checked settings of a file, and one sentence for each thing that the user should know.
 
-    `overrides` are "key=value" texts that go before the file, the last of one key before the others. `text` is used instead of
-    what the file holds. Relative paths in the settings stay as they are, relative to the current directory. ValueError says
+    `overrides` are "key=value" texts, or such pairs, that go before the file, the last of one key before the others. `text` is used
+    instead of what the file holds. Relative paths in the settings stay as they are, relative to the current directory. ValueError says
     what is wrong with the file, beginning with its name, or with an override.
     """
     values, given = read_values(path, text), dict(parse_override(override) for override in overrides)
@@ -87,8 +87,10 @@ def check_base(base: Any) -> None:
         raise ValueError(f"base_model is {base}, a language model, {ONLY_HERE}")
 
 
-def parse_override(override: str) -> tuple[str, Any]:
-    """"key=value" as a pair; null, [a, b] and {a: 1} are read as YAML, anything else is taken as the text that it is."""
+def parse_override(override: str | tuple[str, Any]) -> tuple[str, Any]:
+    """"key=value" as a pair; null, [a, b] and {a: 1} are read as YAML, anything else is taken as the text that it is. A pair stays what it is."""
+    if isinstance(override, tuple):
+        return override
     key, sign, text = (part.strip() for part in override.partition("="))
     if not sign or not key:
         raise ValueError(f"{shown(override)} is not of the form key=value; write for example --set lora_rank=8")

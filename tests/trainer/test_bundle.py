@@ -150,6 +150,14 @@ def test_a_lora_to_go_on_from_is_carried(material, backend, tmp_path):
     assert there.config.lora_alpha == 3 and there.config.output_dir == str(tmp_path / "there")
 
 
+@pytest.mark.parametrize("name", ["[Lah] base", "{one}", "null", "end "])
+def test_paths_of_this_machine_are_no_yaml(job, name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    there, _ = prepare(read_bundle(job), name, Path(name), ["steps=3"])
+    assert (there.config.base_model, there.config.output_dir, there.config.steps) == (name, name, 3)
+    assert there.config.cache_dir == str(Path(name, "cache")) and Path(there.config.train_data_dir).is_dir()
+
+
 @pytest.fixture
 def job(material, tmp_path):
     path = tmp_path / "job.zip"
