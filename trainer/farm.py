@@ -39,7 +39,7 @@ OBJECTS = 100_000_000
 
 @dataclass
 class Job:
-    """One settings file and where its run lies. `order` is what a worker is sent."""
+    """One settings file and where its run lies. `order` is what a worker is sent; `was_done` says that this farm found it completed."""
 
     config: Path
     name: str
@@ -47,6 +47,7 @@ class Job:
     settings: list[str] = field(default_factory=list)
     on_cpu: bool = False
     digest: str = ""
+    was_done: bool = False
 
     @property
     def run_folder(self) -> Path:
@@ -63,6 +64,8 @@ class Job:
     def told(self) -> dict[str, Any]:
         """How far it is, as anybody may read it."""
         facts = read_progress(self.progress)
+        if self.was_done and (lora := facts.get("lora")) and not Path(lora).exists():
+            facts["message"] = f"its LoRA is no longer at {lora}; to train it again, delete {self.run_folder}"
         kept = ("status", "step", "total_steps", "loss", "seconds_left", "message", "lora", "attempts", "node", "device", "pid", "updated")
         return {"name": self.name, "config": self.config.name, "status": "queued", "step": 0, "total_steps": 0,
                 **{key: facts[key] for key in kept if facts.get(key) is not None}}
@@ -137,7 +140,10 @@ def place(job: Job) -> bool:
         os.replace(job.run_folder, kept)
         log.info("the settings of %s are others than before, so it begins anew; the former run is %s", job.name, kept)
         before = {}
-    if before.get("status") == "completed" and before.get("lora") and Path(before["lora"]).exists():
+    if before.get("status") == "completed" and before.get("lora"):
+        job.was_done = True
+        if not Path(before["lora"]).exists():  # moved to where a host finds it, perhaps
+            log.warning("warning: %s: %s", job.name, job.told()["message"])
         return False
     job.run_folder.mkdir(parents=True, exist_ok=True)
     write_progress(job.progress, digest=job.digest, status="queued", message="", seconds_left=None, attempts=0, pid=None, node=None, device=None)

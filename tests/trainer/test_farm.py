@@ -1,6 +1,7 @@
 """Many LoRAs: what is refused before anything starts, how devices are shared, what is gone on with; and, slow, on a real Ray with killed workers."""
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,8 +121,24 @@ def test_what_is_done_is_done_and_other_settings_begin_anew(settings, tmp_path):
     other = read_jobs([settings("a.yaml", lora_rank=8)], out)[0]
     assert place(other) and other.told()["status"] == "queued"
     assert read_progress(out / "runs" / "a-v1" / "progress.json")["status"] == "completed"
-    write_progress(other.progress, status="completed", lora=str(tmp_path / "deleted.safetensors"))
-    assert place(other), "its result is not there any more"
+
+
+def test_what_is_done_is_not_done_again_when_its_lora_has_been_moved_away(settings, tmp_path, caplog):
+    [job] = read_jobs([settings("a.yaml")], tmp_path / "out")
+    place(job)
+    lora = tmp_path / "out" / "loras" / "a.safetensors"
+    write_progress(job.progress, status="completed", lora=str(lora), message=f"completed 12 steps; the LoRA is {lora}")
+    sentence = f"its LoRA is no longer at {lora}; to train it again, delete {job.run_folder}"
+    assert not place(job) and f"a: {sentence}" in caplog.text
+    assert (job.told()["status"], job.told()["message"]) == ("completed", sentence)
+    lora.parent.mkdir()
+    lora.write_bytes(b"x")
+    assert job.told()["message"] == f"completed 12 steps; the LoRA is {lora}", "it has been brought back"
+    lora.unlink()
+    shutil.rmtree(job.run_folder)
+    assert job.told()["status"] == "queued", "deleted while the farm is at work on others"
+    [job] = read_jobs([settings("a.yaml")], tmp_path / "out")
+    assert place(job) and job.told()["status"] == "queued"
 
 
 def test_a_run_tells_how_far_it_is(config, backend, tmp_path, monkeypatch):
