@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import platform
+import re
 import signal
 import threading
 import traceback
@@ -69,8 +70,11 @@ def _collect(progress: Path, folder: Path) -> None:
     lora = Path(told["lora"])
     if lora.is_dir() and lora.parent != folder:
         folder.mkdir(parents=True, exist_ok=True)
+        moved = str(folder / lora.name)
         put_folder(lora, folder / lora.name)
-        write_progress(progress, lora=str(folder / lora.name), message=told["message"].replace(str(lora), str(folder / lora.name)))
+        # the whole model that is told with it stays where it is, as name-merged
+        message = re.sub(re.escape(str(lora)) + r"(?=[,;]|$)", lambda _: moved, told["message"])
+        write_progress(progress, lora=moved, message=message)
 
 
 def _device() -> str:

@@ -15,6 +15,7 @@ from hotlora.trainer.cli import main
 from hotlora.trainer.config_files import load_config
 from hotlora.trainer.farm import LOCK, Farm, place, read_jobs, shares
 from hotlora.trainer.farm_table import Table, rows, summary
+from hotlora.trainer.farm_worker import _collect
 from hotlora.trainer.lora_file import load_lora
 from hotlora.trainer.process_lock import hold
 from hotlora.trainer.progress_file import ProgressFile, read_progress, write_progress
@@ -165,6 +166,16 @@ def test_progress_survives_what_is_damaged(tmp_path):
     write_progress(path, step=3)
     write_progress(path, loss=0.5)
     assert (read_progress(path)["step"], read_progress(path)["loss"]) == (3, 0.5)
+
+
+def test_a_lora_that_is_collected_is_told_at_its_new_place_and_the_whole_model_where_it_is(tmp_path):
+    progress, run_folder, loras = tmp_path / "progress.json", tmp_path / "runs" / "facts", tmp_path / "loras"
+    (run_folder / "facts").mkdir(parents=True)
+    told = "completed 6 steps; the LoRA is {}, the whole model {}"
+    write_progress(progress, lora=str(run_folder / "facts"), message=told.format(run_folder / "facts", run_folder / "facts-merged"))
+    _collect(progress, loras)
+    assert read_progress(progress)["lora"] == str(loras / "facts") and (loras / "facts").is_dir()
+    assert read_progress(progress)["message"] == told.format(loras / "facts", run_folder / "facts-merged")
 
 
 class Screen:
