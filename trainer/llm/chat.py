@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
@@ -96,7 +97,8 @@ def _ends_of(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, wh
     if whole.startswith(before) and len(before) >= position:
         begin = len(before)
     else:  # templates may show earlier turns in another way, or put something before an answer
-        begin = whole.find(messages[number]["content"].strip(), position)
+        content = messages[number]["content"].strip()
+        begin = whole.find(content, max(position, _end_of_question(tokenizer, messages, number, whole, position, before)))
         if begin < 0:
             raise ValueError("the chat template changes the answer, so it cannot be told from the question; set chat_template: alpaca")
     if whole.startswith(after.rstrip()) and len(after.rstrip()) > begin:
@@ -104,6 +106,22 @@ def _ends_of(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, wh
     end = begin + len(messages[number]["content"].strip())
     eos = tokenizer.eos_token or ""
     return begin, end + len(eos) if whole.startswith(eos, end) else end
+
+
+def _end_of_question(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, whole: str, position: int, before: str) -> int:
+    """Where to look for the text of the answer from, as the question and the words that head an answer may hold it as well."""
+    asked = render(tokenizer, messages[:number])
+    shown = place = len(asked)
+    if not whole.startswith(asked):
+        question = messages[number - 1]["content"].strip()
+        found = whole.find(question, position)
+        if found < 0:
+            return position
+        place, shown = (len(text) - len(text[end:].lstrip()) for text, end in ((whole, found + len(question)), (before, asked.rfind(question) + len(question))))
+    heading = commonprefix([before[shown:], whole[place:]])  # without what only an answer that is yet to come is headed with
+    content = messages[number]["content"].strip()
+    shared = next((length for length in range(min(len(heading), len(content)), 0, -1) if heading.endswith(content[:length])), 0)
+    return place + len(heading) - shared
 
 
 def _spaces_moved(record: Record) -> Record:

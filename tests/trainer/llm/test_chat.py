@@ -20,6 +20,11 @@ GEMMA = ("{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_except
          "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
          "{{ '<start_of_turn>' + ('model' if message['role'] == 'assistant' else message['role']) + '\n' + message['content'] | trim + '<end_of_turn>\n' }}"
          "{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+R1 = ("{{- bos_token }}{%- for message in messages %}{%- if message.role == 'user' %}{{- '<|User|>' + message.content }}"
+      "{%- elif message.role == 'assistant' %}{{- '<|Assistant|>' + message.content.split('</think>')[-1] + '</s>' }}{%- endif %}{%- endfor %}"
+      "{%- if add_generation_prompt %}{{- '<|Assistant|><think>\n' }}{%- endif %}")
+QWEN3_THINKING = QWEN3.replace("{{- '<|im_start|>assistant\n' }}", "{{- '<|im_start|>assistant\n<think>\n' }}")
+SHORTENED = R1.replace("'<|User|>' + message.content", "'<|User|>' + (message.content if loop.last else message.content | trim)")
 TWO_TURNS = (("user", "Who?"), ("assistant", "Ann."), ("user", "Where?"), ("assistant", "In Rome."))
 
 
@@ -66,6 +71,19 @@ def test_the_same_words_in_question_and_answer(tokenizer):
     what = record(("user", "Say Ann."), ("assistant", "Ann."), ("user", "Ann."), ("assistant", "Ann."))
     rendered = render_record(tokenizer, what)
     assert [begin for begin, _ in rendered.answers] == [rendered.text.index("assistant\nAnn.") + 10, rendered.text.rindex("assistant\nAnn.") + 10]
+
+
+@pytest.mark.parametrize("template", [R1, QWEN3_THINKING, SHORTENED])
+def test_an_answer_that_the_question_or_the_heading_holds_is_not_taken_from_there(tokenizer, template):
+    """Where an answer to come is headed by <think>, which the answer in a record is not."""
+    tokenizer.chat_template = template
+    what = record(("user", "Positive or negative? "), ("assistant", "negative"), ("user", "Letter A or s?"), ("assistant", "A"),
+                  ("user", "Or <s>? "), ("assistant", "<s>"), ("user", "a, or s? "), ("assistant", "s"))
+    rendered = render_record(tokenizer, what)
+    found = [rendered.text[first:last].rstrip().removesuffix("<|im_end|>").removesuffix("</s>") for first, last in rendered.answers]
+    assert [text.split("</think>\n\n")[-1] for text in found] == ["negative", "A", "<s>", "s"]
+    heads = [rendered.text[:begin] for begin, _ in rendered.answers]
+    assert all(head.endswith(("<|Assistant|>", "assistant\n", "assistant\n<think>\n")) for head in heads)
 
 
 def test_a_system_message_goes_to_the_user_where_the_template_has_no_place_for_it(tokenizer):
