@@ -8,8 +8,8 @@ from .automatic import CaptionReport, CaptionWishes, pictures_without
 from .models import Said
 from .templates import compose
 from .writing import write_new
-from ..gallery_files import list_files, relative_name
-from ..left_out import left_out
+from ..gallery import read_gallery
+from ..gallery_files import relative_name
 
 NAME = "another captioner"
 
@@ -17,11 +17,12 @@ NAME = "another captioner"
 def write_given(root: Path, captions: list[str], wishes: CaptionWishes = CaptionWishes()) -> CaptionReport:
     """Write captions for the pictures of a gallery in its order: a list, or one text with a line for each picture.
 
-    There must be one for each picture that is not left out, or one for each whose caption is missing. ValueError for any other number.
+    There must be one for each picture that is trained, which are those that a captioner gets to see, or one for each of them whose caption
+    is missing. ValueError for any other number, and for a folder without a picture that can be used.
     """
     began = time.monotonic()
-    unwanted = left_out(root)
-    everything = [path for path in list_files(root).pictures if relative_name(path, root) not in unwanted]
+    # a picture that cannot be read has no caption among these, so that counting it would shift those of the pictures after it
+    everything = [example.path for example in read_gallery(root, trigger="trigger").examples]
     _, missing, kept = pictures_without(root, wishes.again, wishes.only)
     wanted = set(missing)
     missing = [path for path in everything if path in wanted]

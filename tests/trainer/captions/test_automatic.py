@@ -10,6 +10,7 @@ from PIL import Image
 
 from hotlora.trainer.captions import at_start, read_metadata, read_sidecar
 from hotlora.trainer.captions.automatic import CaptionWishes, caption_folder, undo
+from hotlora.trainer.captions.given import write_given
 from hotlora.trainer.captions.marks import FILE, Marks
 from hotlora.trainer.captions.models import Said, Tag
 from hotlora.trainer.captions.writing import with_rows
@@ -175,3 +176,15 @@ def test_wishes_are_checked(folder: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         caption_folder(folder / "gone", ColourModel())
     assert json.dumps(caption_folder(folder, ColourModel(), CaptionWishes(only=("0.png",))).to_dict())
+
+
+@pytest.mark.parametrize("captioned", [[], ["3.png"]])
+def test_captions_of_another_program_go_to_the_pictures_that_it_has_seen(folder: Path, captioned: list[str]) -> None:
+    """A file that cannot be read and a folder with no repeats have none among them, which must not shift those of the others."""
+    (folder / "1.png").write_bytes(b"torn")
+    (folder / "sub").rename(folder / "0_later")
+    for name in captioned:
+        (folder / name).with_suffix(".txt").write_text("by hand")
+    write_given(folder, [f"shows {i}" for i in (0, 2, 3, 4)], CaptionWishes(into="sidecars"))
+    expected = {"0.txt": "shows 0", "2.txt": "shows 2", "3.txt": "by hand" if captioned else "shows 3", "4.txt": "shows 4"}
+    assert {path.name: path.read_text() for path in folder.rglob("*.txt")} == expected
