@@ -260,3 +260,12 @@ def test_every_finding_has_its_sentences_in_both_languages(folder: Path) -> None
     english, chinese = report.text(), report.text("zh")
     assert len(english.splitlines()) == len(chinese.splitlines()) and "say what is to be seen" in english and "写出画面里有什么" in chinese
     assert report.score < 100 and (report.is_good == (report.score >= GOOD))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (1, 300), (300, 1), (4, 1)])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_picture_of_a_few_pixels_does_not_end_the_check(folder, size, suffix):
+    """As a saved web page leaves them between the pictures."""
+    Image.new("RGB", size, "red").save(folder / f"pixel.{suffix}")
+    report = check(folder)
+    assert report.pictures == 13 and files(report, "small") == {f"pixel.{suffix}"}

@@ -20,6 +20,8 @@ def edge_width(grey_HW: np.ndarray) -> tuple[float, float]:
     first, second = gaussian(grey_HW, SMOOTH), gaussian(grey_HW, SMOOTHER)
     dx, dy = _slopes(first)
     strength, weaker = np.hypot(dx, dy), np.hypot(*_slopes(second))
+    if not strength.size:
+        return 0.0, 0.0
     limit = max(1.2, 0.3 * float(np.quantile(strength[::2, ::2], 0.997)))
     edges = (strength > limit) & _ridge(strength, dx, dy)
     if edges.sum() < EDGE_PIXELS:
@@ -324,6 +326,8 @@ def _bar_at_the_top(rgb_HW3: np.ndarray) -> tuple[float, np.ndarray, bool]:
     height = len(rgb_HW3)
     colour = np.median(rgb_HW3[:max(1, height // 100)].reshape(-1, 3), axis=0).astype(np.int16)
     head = rgb_HW3[:height * 6 // 10].astype(np.int16)
+    if not len(head):
+        return 0.0, colour, False
     # without noise or compression a bar may be told from a background that is nearly as dark
     allowed = 5 if np.abs(head[:2] - colour).max() <= 1 else 14
     share = (_largest_difference(head, colour) > allowed).mean(1)
