@@ -268,4 +268,4 @@ def test_a_picture_of_a_few_pixels_does_not_end_the_check(folder, size, suffix):
     """As a saved web page leaves them between the pictures."""
     Image.new("RGB", size, "red").save(folder / f"pixel.{suffix}")
     report = check(folder)
-    assert report.pictures == 13 and files(report, "small") == {f"pixel.{suffix}"}
+    assert report.pictures == 13 and files(report, "uniform") == {f"pixel.{suffix}"}
