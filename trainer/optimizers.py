@@ -159,6 +159,21 @@ def make_scheduler(config: TrainConfig, optimizer: Optimizer, total_steps: int) 
     return LambdaLR(optimizer, share)
 
 
+@contextmanager
+def settings_kept(optimizer: Optimizer, scheduler: LambdaLR, names: Iterable[str] = ()) -> Iterator[None]:
+    """Inside, a saved state is loaded; rates, weight_decay and what `names` has of each group are then still those of the settings.
+
+    The schedule goes on at the saved step.
+    """
+    rates = list(scheduler.base_lrs)
+    before = [{name: group[name] for name in ("initial_lr", "weight_decay", *names) if name in group} for group in optimizer.param_groups]
+    yield
+    scheduler.base_lrs = rates
+    scheduler._last_lr = [rate * share(scheduler.last_epoch) for rate, share in zip(rates, scheduler.lr_lambdas)]
+    for group, own, rate in zip(optimizer.param_groups, before, scheduler._last_lr):
+        group.update(own, lr=rate)
+
+
 class EMA:
     """Running average of parameters, float32: average += (1 - d) (parameter - average), with d = min(decay, (1 + n) / (10 + n)).
 

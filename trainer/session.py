@@ -23,7 +23,7 @@ from .lora_file import DTYPES, load_lora, save_lora, to_file_weights, to_layers,
 from .lora_metadata import build_metadata
 from .memory import Plan, Undo, attempt, explained, is_out_of_memory
 from .objective import Objective
-from .optimizers import EMA, make_optimizer, make_scheduler, settled
+from .optimizers import EMA, make_optimizer, make_scheduler, settings_kept, settled
 from .packed_moments import PackedMoments
 from .peft_format import to_peft
 from .pixels import write_png
@@ -453,9 +453,12 @@ class Session:
         if not self._has_layers_of(state):
             raise ValueError("the saved run trained other layers or another rank; set lora_rank and the target modules back, or start "
                              "without --resume")
+        self._check_optimizer_of(state)
         self.adapter.load_state_dict(state["adapter"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        then, now = state["config"].get("optimizer_args", {}), self.config.optimizer_args
+        with settings_kept(self.optimizer, self.scheduler, [name for name in {**then, **now} if then.get(name) != now.get(name)]):
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
         self.precision.load_state_dict(state["precision"])
         if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])
@@ -499,6 +502,15 @@ class Session:
     def _has_layers_of(self, state: dict[str, Any]) -> bool:
         own, saved = self.adapter.state_dict(), state["adapter"]
         return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in saved.items()}
+
+    def _check_optimizer_of(self, state: dict[str, Any]) -> None:
+        """ValueError for a state that means nothing to this optimizer: of another one, or with other groups, as LoRA+ has."""
+        groups = [[len(group["params"]) for group in optimizer["param_groups"]] for optimizer in (state["optimizer"], self.optimizer.state_dict())]
+        for key, fits in (("optimizer", False), ("lora_plus_ratio", groups[0] == groups[1])):
+            then, now = state["config"].get(key, getattr(self.config, key)), getattr(self.config, key)
+            if then != now and not fits:
+                raise ValueError(f"the saved run has {key} {then!r} and this one {now!r}, so its state does not fit; set {key} back, or start without "
+                                 "--resume")
 
     def _finish(self) -> Outcome:
         done = self.is_done

@@ -121,6 +121,30 @@ def test_resume_names_what_has_changed_and_refuses_what_cannot_go_on(session_of,
         session_of(config, steps=1).resume()
 
 
+@pytest.mark.parametrize("changes", [{}, {"lora_plus_ratio": 4.0, "text_encoder_target_modules": ["q_proj"], "text_encoder_lr": 1e-4}])
+def test_a_resumed_run_has_the_rates_and_the_decay_of_its_own_settings(session_of, config, changes):
+    changes = {"steps": 6, "lr_scheduler": "linear", **changes}
+    session_of(config, [Stopper(3)], **changes).train()
+    session = session_of(config, learning_rate=5e-5, weight_decay=0.3, optimizer_args={"betas": [0.8, 0.9]}, **changes)
+    own = [group["initial_lr"] for group in session.optimizer.param_groups]
+    session.resume()
+    rates = []
+    session.listeners.append(type("Rates", (Listener,), {"stepped": lambda self, session, report: rates.append(report.learning_rate)})())
+    groups = session.optimizer.param_groups
+    assert [group["initial_lr"] for group in groups] == own and [group["lr"] for group in groups] == pytest.approx([rate * 0.5 for rate in own])
+    assert all(group["weight_decay"] == 0.3 and group["betas"] == (0.8, 0.9) for group in groups)
+    session.train()
+    assert rates == pytest.approx([own[0] * share for share in (3 / 6, 2 / 6, 1 / 6)])
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "torch.optim.SGD"}, {"lora_plus_ratio": 4.0}])
+def test_the_state_of_another_optimizer_is_refused(session_of, config, changes):
+    session_of(config, [Stopper(2)]).train()
+    (name, value), = changes.items()
+    with pytest.raises(ValueError, match=f"the saved run has {name} .* and this one {value!r}, .*set {name} back, or start without --resume"):
+        session_of(config, **changes).resume()
+
+
 def test_a_run_that_failed_while_it_ended_is_ended_by_resume(session_of, config, tmp_path, monkeypatch):
     """The previews of the last step, here; the result is that of a run that did not fail."""
     changes = {"preview_steps": 4, "steps": 4, "save_dtype": "fp32"}

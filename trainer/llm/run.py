@@ -124,7 +124,7 @@ class LanguageRun:
             raise ValueError(f"the saved run is at step {step} and this one ends at {self.total_steps}: there is nothing left to do; raise steps or "
                              "epochs to train further")
         then, now = facts["config"], self.config.to_dict()
-        for key in ("lora_rank", "target_modules", "init_lora", "dora", "load_in"):
+        for key in ("lora_rank", "target_modules", "init_lora", "dora", "load_in", "optimizer"):
             if then.get(key) != now[key]:
                 raise ValueError(f"the saved run has {key} {then.get(key)!r} and this one {now[key]!r}, so its state does not fit; set {key} back, or "
                                  "start without --resume")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerState, TrainingArguments
 
+from ..optimizers import settings_kept
 from ..precision import pick_precision
 from .config import OPTIMIZERS, LanguageConfig
 from .tokens import NOT_COUNTED, Order, Rows
@@ -35,6 +36,11 @@ class LanguageTrainer(Trainer):
         """Fillers only where the loss is that of all processes' tokens together, so that a batch may have none."""
         several = self.args.world_size > 1 and self.model_accepts_loss_kwargs
         return Order(len(self.train_dataset), self.args.per_device_train_batch_size * self.args.world_size if several else 1, self.args.seed)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The state of a checkpoint, with rate and weight decay of the settings."""
+        with settings_kept(self.optimizer, getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def take_up(self, checkpoint: Path) -> None:
         """Stand where a run ends that wrote `checkpoint` in its last step: its best weights, or else the last ones."""

@@ -213,6 +213,27 @@ def test_resume_says_what_has_changed_and_refuses_what_cannot_fit(config, run_of
         assert part in changes
 
 
+def test_a_resumed_run_has_the_rate_and_the_decay_of_its_own_settings(config, run_of):
+    config = replace(config, lr_scheduler="linear", log_every=1)
+    run = run_of(config)
+    during(run, 3, run.stop).train()
+    with pytest.raises(ValueError, match="optimizer 'adamw' and this one 'adafactor', .*set optimizer back"):
+        run_of(replace(config, optimizer="adafactor"), resume=True)
+    run = run_of(replace(config, learning_rate=1e-5, weight_decay=0.3), resume=True)
+    used, decay = {}, []
+
+    def note():
+        used.update({run.trainer.state.global_step: run.trainer.optimizer.param_groups[0]["lr"]})
+        decay.append(run.trainer.optimizer.param_groups[0]["weight_decay"])
+
+    for step in (4, 5):
+        during(run, step, note)
+    run.train()
+    logged = {entry["step"]: entry["learning_rate"] for entry in run.trainer.state.log_history if "learning_rate" in entry}
+    assert used == pytest.approx({4: 1e-5 * 2 / 6, 5: 1e-5 / 6}) and decay == [0.3, 0.3]
+    assert logged[4] == pytest.approx(1e-5 * 3 / 6), "from the first step on"
+
+
 def test_a_gradient_that_is_not_a_number_ends_the_run_and_keeps_the_weights(config, run_of, monkeypatch):
     run = run_of(replace(config, save_steps=2))
 
