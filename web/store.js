@@ -18,6 +18,7 @@ let state = {
   loras: null,
   sending: null,              // how far an upload is: {done, total}
   uploadProblem: null,
+  trainWaits: false,          // whether a run is to begin as soon as the upload has ended
   logs: {},                   // lines by job id
   toasts: [],
 };

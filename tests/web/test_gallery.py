@@ -1,5 +1,6 @@
 """The gallery in a real browser: captions are never lost, many pictures stay fast, nothing of theirs is run."""
 import random
+import re
 import shutil
 import sys
 import urllib.parse
@@ -12,7 +13,7 @@ from hotlora.tests.trainer.ui_server import UiServer
 from hotlora.trainer.captions.tokens import count_tokens
 from hotlora.trainer.demo import drawings
 
-from .conftest import until
+from .conftest import set_advanced, until
 
 
 @pytest.fixture
@@ -366,6 +367,47 @@ def test_pictures_that_are_added_while_others_are_sent_go_into_the_same_gallery(
     page.locator(".problem", has_text="1 file was not added (phone.heic)").wait_for()
     made = shared_server.folder / "galleries" / "together"
     assert len(list(made.glob("*.png"))) == 5 and not list(made.parent.glob("together 2"))
+
+
+def test_train_waits_for_the_pictures_that_are_on_their_way(shared_server, held_uploads, gallery):
+    page, held, let_go = held_uploads("#/train")
+    files, asked = page.locator(".dropzone input[type=file]"), []
+    page.on("request", lambda request: asked.append(request.post_data_json["settings"]) if request.url.endswith("/jobs") and request.method == "POST" else None)
+    page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    page.get_by_label("Name", exact=True).first.fill("waited")
+    set_advanced(page, {"steps": 2, "resolution": 64, "preview_steps": 0})
+    files.set_input_files([str(gallery / f"{i}.png") for i in range(4)])
+    train = page.get_by_role("button", name=re.compile("^(Train|Add to the queue)$"))
+    train.click()
+    until(page, lambda: bool(held))
+    waits = page.get_by_role("button", name="Waits for the pictures")
+    # on another screen and back it still waits, and cannot be pressed twice; leaving the page is asked about
+    for screen in ("runs", "train"):
+        page.goto(f"{shared_server.url}/hotlora/#/{screen}")
+    waits.wait_for()
+    assert waits.is_disabled()
+    page.evaluate("location.reload()")
+    until(page, lambda: asked == ["beforeunload"])
+    let_go()
+    until(page, lambda: len(asked) == 2)
+    folder = shared_server.folder / "galleries" / "waited"
+    assert asked[1]["train_data_dir"] == str(folder) and len(list(folder.glob("*.png"))) == 4
+    until(page, lambda: any(one["name"] == "waited" for one in shared_server.get("jobs")["jobs"]))
+    [job] = [one for one in shared_server.get("jobs")["jobs"] if one["name"] == "waited"]
+    shared_server.until(job["id"], "completed")
+    assert shared_server.get(f"jobs/{job['id']}")["pictures"] == 4
+    # where a file was not taken, that is told before anything is trained
+    heic = {"name": "phone.heic", "mimeType": "image/heic", "buffer": b"not read"}
+    late = []
+    page.route("**/gallery/upload?*", lambda route: late.append(route))
+    files.set_input_files([heic])
+    until(page, lambda: bool(late))
+    train.click()
+    waits.wait_for()
+    late[0].continue_()
+    page.locator(".problem", has_text="Not all files were added").wait_for()
+    page.locator(".problem", has_text="1 file was not added (phone.heic)").wait_for()
+    assert len(asked) == 2 and train.is_enabled()
 
 
 def test_another_folder_that_is_chosen_during_an_upload_stays_chosen_and_gets_none_of_it(shared_server, held_uploads, gallery):

@@ -48,6 +48,8 @@ export default {
   "train.preset": "Preset",
   "train.start": "Train",
   "train.queue": "Add to the queue",
+  "train.waits": "Waits for the pictures",
+  "train.notAll": "Not all files were added, so no training was begun; add the missing ones again, or press Train to go on without them.",
   "train.nothing": "Nothing has been trained yet",
   "train.first": "Choose a folder with 10 to 30 pictures, or drop them on the page.",
   "train.second": "Give a name and a trigger word.",

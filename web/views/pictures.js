@@ -43,6 +43,7 @@ function addFiles(files) {
   if (!inLine) {
     failed = [];
     showProblem(null);
+    setState({ sending: { done: 0, total: files.length } });
   }
   inLine += 1;
   const folder = goal.then(() => galleryForFiles(files));
@@ -65,6 +66,19 @@ async function send(into, files) {
   if (!inLine) setState({ sending: null });
   if (failed.length) showProblem(failedText(failed));
 }
+
+// After the last upload in line, also of those that come meanwhile: whether all files were taken.
+export async function uploadsEnded() {
+  if (!inLine) return true;
+  while (inLine) await line;
+  return !failed.length;
+}
+
+window.addEventListener("beforeunload", (event) => {
+  if (!inLine) return;
+  event.preventDefault();
+  event.returnValue = true;   // browsers of before 2024 ask only with it
+});
 
 const showProblem = (uploadProblem) => setState({ uploadProblem });
 

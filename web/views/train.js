@@ -1,13 +1,13 @@
 // The first screen: pictures, a name, a trigger and a preset become a run; beside them is the run that is on.
 import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
-import { html, useStore } from "../store.js";
+import { getState, html, setState, useStore } from "../store.js";
 import { post } from "../api.js";
-import { changeForm, changeMore, question, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
+import { changeForm, changeMore, getForm, question, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
 import { duration, number, said, settingName, t } from "../i18n.js";
 import { lazy } from "../lazy.js";
 import { activeJob, currentJob, takeOwnJob } from "../live.js";
 import { Action, Choice, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
-import { Pictures } from "./pictures.js";
+import { Pictures, uploadsEnded } from "./pictures.js";
 
 let openedEarly = false;   // before its module had come
 const Advanced = lazy(() => import("./advanced.js"), "Advanced",
@@ -44,8 +44,10 @@ function TrainForm() {
   const first = useRef(null);
   useEffect(() => setError(null), [form]);
   const train = async () => {
-    const { settings, steps } = await planned(form);
-    takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: form.preset }));
+    await pictures();
+    const wanted = getForm();   // a new gallery comes into the form during its upload
+    const { settings, steps } = await planned(wanted);
+    takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: wanted.preset }));
   };
   return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
     <${Pictures} error=${where === "folder" ? said(error.message) : ""} />
@@ -96,7 +98,16 @@ function Base({ value }) {
 
 function TrainButton({ train, onError }) {
   const busy = useStore((s) => Boolean(activeJob(s)));
-  return html`<${Action} kind="primary large" icon="play" label=${busy ? t("train.queue") : t("train.start")} run=${train} onError=${onError} once />`;
+  const waits = useStore((s) => s.trainWaits);
+  const label = busy ? t("train.queue") : t("train.start");
+  return html`<${Action} kind="primary large" icon="play" label=${waits ? t("train.waits") : label} disabled=${waits} run=${train} onError=${onError} once />`;
+}
+
+// All pictures that are on their way are there before a run reads the folder.
+async function pictures() {
+  setState({ trainWaits: Boolean(getState().sending) });
+  const all = await uploadsEnded().finally(() => setState({ trainWaits: false }));
+  if (!all) throw new Error(t("train.notAll"));
 }
 
 async function planned(form) {
