@@ -116,6 +116,23 @@ def test_replace_tags_and_undo(open_gallery, gallery):
     page.get_by_text("1 of 6 pictures").wait_for()
 
 
+def test_undo_leaves_captions_that_were_typed_since(open_gallery, gallery):
+    page = open_gallery(gallery)
+    page.get_by_text("Change many captions").click()
+    page.get_by_label("Tag", exact=True).fill("bulk")
+    before = {i: (gallery / f"{i}.txt").read_text() for i in range(6)}
+    page.get_by_role("button", name="Add first").click()
+    page.get_by_text("6 captions changed.").wait_for()
+    saved(page)
+    page.locator(".cell textarea").nth(1).fill("typed by hand")
+    saved(page)
+    page.locator(".cell textarea").nth(2).fill("on its way")
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_text("2 captions were changed again since, and stay as they are.").wait_for()
+    until(page, lambda: (gallery / "5.txt").read_text() == before[5] and (gallery / "2.txt").read_text() == "on its way")
+    assert {i: (gallery / f"{i}.txt").read_text() for i in range(6)} == {**before, 1: "typed by hand", 2: "on its way"}
+
+
 def test_remove_and_restore(open_gallery, gallery):
     page = open_gallery(gallery)
     page.locator(".thumb").nth(2).focus()

@@ -339,6 +339,7 @@ export default {
   "tools.addLast": "Add last",
   "tools.remove": "Remove tag",
   "tools.changed": ({ n }) => `${n} ${s(n, "caption", "captions")} changed.`,
+  "tools.kept": ({ n }) => `${n} ${s(n, "caption was", "captions were")} changed again since, and ${s(n, "stays", "stay")} as ${s(n, "it is", "they are")}.`,
   "tools.nothing": "No caption is changed by that.",
   "tools.tags": ({ n }) => `${n} ${s(n, "tag", "tags")}`,
   "tools.moreTags": ({ n }) => `and ${n} more; search for them`,

@@ -340,6 +340,7 @@ export default {
   "tools.addLast": "加到末尾",
   "tools.remove": "删除标签",
   "tools.changed": ({ n }) => `已修改 ${n} 条描述。`,
+  "tools.kept": ({ n }) => `有 ${n} 条描述之后又修改过，保持不变。`,
   "tools.nothing": "没有需要修改的描述。",
   "tools.tags": ({ n }) => `${n} 个标签`,
   "tools.moreTags": ({ n }) => `还有 ${n} 个，可用搜索查找`,

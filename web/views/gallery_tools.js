@@ -1,8 +1,9 @@
 // Tools for all captions that are shown, or for the selected ones: search, replace, add and remove a tag, and how often each tag is there.
 import { useState } from "../vendor/hooks.mjs";
-import { html, toast } from "../store.js";
+import { getState, html, toast } from "../store.js";
+import { get } from "../api.js";
 import { addTag, removeTag, replaceIn, tagsOf, typed } from "../captions.js";
-import { number, t } from "../i18n.js";
+import { number, said, t } from "../i18n.js";
 import { Icon } from "./parts.js";
 import { captionOf } from "./gallery.js";
 
@@ -29,7 +30,7 @@ export function GalleryTools({ gallery, pictures, chosen, search, onSearch }) {
       return;
     }
     typed(gallery.folder, after);
-    toast(t("tools.changed", { n }), { label: t("undo"), run: () => typed(gallery.folder, before) });
+    toast(t("tools.changed", { n }), { label: t("undo"), run: () => takeBack(gallery.folder, before, after).catch((error) => toast(said(error.message))) });
   };
   const counts = countTags(gallery, pictures);
   const where = chosen ? t("tools.inSelected", { n: chosen }) : t("tools.inShown", { n: pictures.length });
@@ -54,6 +55,16 @@ export function GalleryTools({ gallery, pictures, chosen, search, onSearch }) {
         ${counts.length > TAGS_SHOWN && html`<span class="hint">${t("tools.moreTags", { n: counts.length - TAGS_SHOWN })}</span>`}</div>
     </details>
   </div>`;
+}
+
+// Only what is still as the change made it: a caption that was typed since, here or elsewhere, stays.
+async function takeBack(folder, before, after) {
+  const { gallery } = getState();
+  const { pictures } = gallery?.folder === folder ? gallery : await get("gallery", { folder, quick: true });
+  const same = pictures.filter((one) => one.file in after && captionOf(folder, one).trim() === after[one.file].trim());
+  if (same.length) typed(folder, Object.fromEntries(same.map(({ file }) => [file, before[file]])));
+  const kept = pictures.filter((one) => one.file in after).length - same.length;
+  if (kept) toast(t("tools.kept", { n: kept }));
 }
 
 function countTags(gallery, pictures) {
