@@ -8,6 +8,7 @@ from hotlora.trainer.caption_choices import PURPOSES
 from hotlora.trainer.config import SETTINGS
 from hotlora.trainer.job_settings import CODE, DECIDED
 from hotlora.trainer.job_store import STATUSES
+from hotlora.trainer.names import check_name
 from hotlora.trainer.presets import PRESETS
 
 WEB = Path(__file__).resolve().parent.parent.parent / "web"
@@ -118,6 +119,23 @@ SENTENCES = [
     "network_alpha is not given: HotLoRA's default is the rank, sd-scripts' is 1", "lr_scheduler is not given: HotLoRA's default is 16, sd-scripts' is 4",
     "text_encoder_lr is not given: HotLoRA does not train the text encoder, sd-scripts would",
     "the request has 300.0 MB but at most 250.0 MB are allowed here", "there is no LoRA x that was trained here; load the list again"]
+
+
+@pytest.mark.parametrize("name, chinese", [("CON", "名称“CON”不能使用；可以改用“lora_CON”"), ("a/b", "名称“a/b”里有不能使用的“/”；可以改用“a_b”")])
+def test_a_name_that_cannot_be_is_told_in_chinese(shared_server, open_page, name, chinese):
+    with pytest.raises(ValueError) as error:
+        check_name(name)
+    page = open_page(shared_server, locale="zh-CN")
+    page.get_by_role("heading", name="训练 LoRA").wait_for()
+    assert page.evaluate(SAID, [str(error.value)]) == [chinese]
+
+
+@pytest.mark.parametrize("language, button, sentence", [("en-US", r"^(Train|Add to the queue)$", "Choose pictures first"), ("zh-CN", "^(开始训练|加入队列)$", "请先选择图片")])
+def test_train_without_pictures_asks_for_them(shared_server, open_page, language, button, sentence):
+    page = open_page(shared_server, locale=language)
+    page.get_by_role("button", name=re.compile(button)).click()
+    page.locator(".field-error", has_text=sentence).wait_for()
+    assert page.locator("input[list=hl-folders]").get_attribute("aria-describedby") == page.locator(".field-error").get_attribute("id")
 
 
 def test_no_sentence_is_half_in_chinese(shared_server, open_page):

@@ -50,6 +50,7 @@ export default {
   "train.queue": "Add to the queue",
   "train.waits": "Waits for the pictures",
   "train.notAll": "Not all files were added, so no training was begun; add the missing ones again, or press Train to go on without them.",
+  "train.noFolder": "Choose pictures first: drop them here, or give the path of a folder.",
   "train.nothing": "Nothing has been trained yet",
   "train.first": "Choose a folder with 10 to 30 pictures, or drop them on the page.",
   "train.second": "Give a name and a trigger word.",

@@ -52,6 +52,7 @@ export default {
   "train.queue": "加入队列",
   "train.waits": "等待图片上传完成",
   "train.notAll": "有文件没有添加成功，因此没有开始训练；请重新添加，或再点一次“开始训练”，不用这些文件。",
+  "train.noFolder": "请先选择图片：把图片拖到这里，或填写文件夹的路径。",
   "train.nothing": "还没有训练过",
   "train.first": "选择一个有 10 到 30 张图片的文件夹，或把图片拖到页面上。",
   "train.second": "填写名称和触发词。",

@@ -46,6 +46,7 @@ function TrainForm() {
   const train = async () => {
     await pictures();
     const wanted = getForm();   // a new gallery comes into the form during its upload
+    if (!wanted.folder.trim()) throw Object.assign(new Error(t("train.noFolder")), { field: "folder" });
     const { settings, steps } = await planned(wanted);
     takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: wanted.preset }));
   };
@@ -188,6 +189,7 @@ function moreOf({ preview_steps, save_steps }) {
 
 // Which field of the form an error is about: the server's sentences begin with the name of the setting.
 function fieldOf(error, form) {
+  if (error?.field) return error.field;
   if (!error?.status || error.status >= 500) return null;
   const setting = /^([a-z_]+) (?:is|has|must|runs)\b|^[a-z]+_[a-z_]+\b/.exec(error.message);
   if (setting) return { name: "name", trigger: "trigger", train_data_dir: "folder" }[setting[1] ?? setting[0]] ?? null;
