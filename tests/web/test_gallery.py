@@ -144,6 +144,25 @@ def test_remove_and_restore(open_gallery, gallery):
     assert (gallery / "2.png").exists() and (gallery / "2.txt").exists()
 
 
+def test_after_delete_the_keys_go_on_at_the_picture_that_takes_the_place(open_gallery, gallery):
+    page = open_gallery(gallery)
+    focused = "document.activeElement.getAttribute('aria-label')"
+    page.locator(".thumb").nth(2).focus()
+    page.keyboard.press("Delete")
+    until(page, f"{focused} === 'Picture 3.png'")
+    page.keyboard.press("End")
+    page.keyboard.press("Delete")
+    until(page, f"{focused} === 'Picture 4.png'")
+    # of several that are selected, the place is where the keys were
+    page.keyboard.press("Space")
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Space")
+    page.keyboard.press("Delete")
+    until(page, f"{focused} === 'Picture 3.png'")
+    page.locator(".gallery-bar", has_text="2 pictures").wait_for()
+
+
 def test_dropped_folders_and_pasted_pictures_go_into_a_gallery_of_their_own(shared_server, open_page, gallery):
     page = open_page(shared_server, "#/gallery")
     page.locator(".dropzone").wait_for()

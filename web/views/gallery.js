@@ -158,6 +158,7 @@ function Grid({ gallery, pictures, found, selected, onSelect, showCut, onOpen, o
   const [view, setView] = useState({ width: 800, top: 0, height: 900 });
   const [focus, setFocus] = useState(0);
   const last = useRef(0);
+  const leaving = useRef(null);   // what the Delete key removes: {files, index of what takes the place}
   useLayoutEffect(() => {
     const measure = () => {
       const place = box.current?.getBoundingClientRect();
@@ -185,6 +186,18 @@ function Grid({ gallery, pictures, found, selected, onSelect, showCut, onOpen, o
     setFocus(next);
     focusCell(box.current, next, Math.floor(next / columns) * rowHeight, part);
   };
+  const remove = (index) => {
+    const some = selected.has(pictures[index].file) ? pictures.filter((one) => selected.has(one.file)) : [pictures[index]];
+    leaving.current = { files: some.map((one) => one.file), index: pictures.slice(0, index).filter((one) => !some.includes(one)).length };
+    onRemove(some);
+  };
+  // with its picture the focus goes to <body>, and the next key would go nowhere
+  useLayoutEffect(() => {
+    if (!leaving.current || pictures.some((one) => leaving.current.files.includes(one.file))) return;
+    const { index } = leaving.current;
+    leaving.current = null;
+    if (document.activeElement === document.body) go(index);
+  }, [pictures]);
   const select = (index, event) => {
     const some = new Set(selected);
     const file = pictures[index].file;
@@ -200,7 +213,7 @@ function Grid({ gallery, pictures, found, selected, onSelect, showCut, onOpen, o
     else if (event.key === "Enter") go(index, "caption");
     else if (event.key === " ") select(index, event);
     else if (event.key === "o") onOpen(index);
-    else if (event.key === "Delete") onRemove(selected.has(pictures[index].file) ? pictures.filter((one) => selected.has(one.file)) : [pictures[index]]);
+    else if (event.key === "Delete") remove(index);
     else if (event.key === "a" && (event.ctrlKey || event.metaKey)) onSelect(new Set(pictures.map((one) => one.file)));
     else if (event.key === "Escape") onSelect(new Set());
     else return;
