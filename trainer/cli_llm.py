@@ -135,7 +135,7 @@ def generate_text(options: argparse.Namespace) -> int:
     import torch
 
     from .llm.answering import answer
-    from .llm.model import DTYPES, check_bits, load_base, load_tokenizer
+    from .llm.model import DTYPES, check_bits, load_adapter, load_base, load_tokenizer
     from .llm.trainer import device_of
     from .precision import pick_precision
 
@@ -150,10 +150,8 @@ def generate_text(options: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base)
     model = load_base(base, device, dtype, options.load_in)
     if adapter:
-        from peft import PeftModel
-
         try:
-            model = PeftModel.from_pretrained(model, str(adapter), local_files_only=True)
+            model = load_adapter(model, adapter)
         except (RuntimeError, ValueError, OSError) as error:
             raise ValueError(f"the LoRA {adapter} does not fit the base {base} ({str(error).strip().splitlines()[0]}); give the base that it was "
                              "trained on") from None

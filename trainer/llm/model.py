@@ -111,11 +111,11 @@ def linear_layers(model: Any) -> list[str]:
 
 def add_adapter(model: Any, config: LanguageConfig) -> Any:
     """The base with a new LoRA, or with the one of `init_lora`, ready to train; its weights are in float32. ValueError for layers that are not there."""
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, get_peft_model
 
     model.config.use_cache = False  # of no use in training, and with a cache transformers would not keep packed samples apart
     if config.init_lora:
-        return _continued(model, config, PeftModel)
+        return _continued(model, config)
     targets: Any = config.target_modules
     if targets == [ALL_LINEAR]:
         targets = ALL_LINEAR
@@ -137,7 +137,7 @@ def add_adapter(model: Any, config: LanguageConfig) -> Any:
                          f"such as {', '.join(linear_layers(model)[:4])}") from None
 
 
-def _continued(model: Any, config: LanguageConfig, kind: Any) -> Any:
+def _continued(model: Any, config: LanguageConfig) -> Any:
     from peft import PeftConfig
 
     folder = Path(config.init_lora)
@@ -149,9 +149,27 @@ def _continued(model: Any, config: LanguageConfig, kind: Any) -> Any:
             settings.lora_dropout = config.lora_dropout
         elif config.lora_dropout:
             log.warning("warning: lora_dropout has no effect here: the adapter of init_lora is no LoRA (%s)", settings.peft_type.value)
-        return kind.from_pretrained(model, str(folder), is_trainable=True, config=settings, local_files_only=True)
+        return load_adapter(model, folder, is_trainable=True, config=settings)
     except (RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"init_lora is {folder}, which does not fit this base ({_first_line(error)}); give an adapter that was trained on it") from None
+
+
+def load_adapter(model: Any, folder: Path, **options: Any) -> Any:
+    """The model with the adapter of a folder. ValueError for a LoRA of other layers than the model has."""
+    from peft import PeftModel
+
+    mapping = getattr(model, "_checkpoint_conversion_mapping", {})
+    loaded = PeftModel.from_pretrained(model, str(folder), local_files_only=True, **options)
+    if loaded.peft_config["default"].peft_type != "LORA":
+        return loaded
+    # only loading into an adapter that is there tells which weights found no place
+    found = loaded.load_adapter(str(folder), "default", is_trainable=options.get("is_trainable", False), key_mapping=mapping, local_files_only=True)
+    for keys, what in ((found.unexpected_keys, "it has {} weights for layers that the model lacks, such as {}"),
+                       (found.missing_keys, "it lacks {} weights for layers of the model, such as {}")):
+        wrong = [key.removeprefix("base_model.model.").replace(".default", "") for key in keys if "lora_" in key]
+        if wrong:
+            raise ValueError(what.format(len(wrong), wrong[0]))
+    return loaded
 
 
 def _first_line(error: BaseException) -> str:

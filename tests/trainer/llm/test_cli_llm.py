@@ -82,15 +82,17 @@ def test_generate_finds_the_base_of_a_lora_and_draws_by_the_seed(config, run_of,
     (["--base", "BASE", "--temperature", "-1"], "--temperature -1; .*the second at least 0"),
     (["--base", "BASE", "--temperature", "nan"], "--temperature nan; .*the second at least 0"),
     (["--base", "BASE", "--seed", str(2**70)], f"--seed is {2**70} but must be a whole number from 0 to"),
-    (["--base", "BASE", "--lora", "OTHER"], "the LoRA .* does not fit the base .*give the base that it was trained on"),
+    (["--base", "BASE", "--lora", "wide"], "the LoRA .* does not fit the base .*give the base that it was trained on"),
+    (["--base", "BASE", "--lora", "deep"], "it has 8 weights for layers that the model lacks, such as model.layers.2.*give the base that it was trained on"),
+    (["--base", "BASE", "--lora", "flat"], "it lacks 4 weights for layers of the model, such as model.layers.1.*give the base that it was trained on"),
 ])
 def test_wrong_requests_are_one_sentence(config, run_of, world, tmp_path, capsys, options, expected):
     import re
 
     from hotlora.bench.llm_world import random_base
 
-    if "OTHER" in options:
-        other = random_base(tmp_path / "wide", world, width=64)
+    if options[-1] in (sizes := {"wide": {"width": 64}, "deep": {"layers": 4}, "flat": {"layers": 1}}):
+        other = random_base(tmp_path / "other", world, **sizes[options[-1]])
         options = [*options[:-1], run_of(replace(config, base_model=str(other), steps=1)).train().lora]
     capsys.readouterr()
     options = [config.base_model if option == "BASE" else str(option) for option in options]

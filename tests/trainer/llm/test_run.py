@@ -307,6 +307,15 @@ def test_a_run_continues_an_adapter(config, run_of):
     assert run.train().status == "completed"
 
 
+@pytest.mark.parametrize("layers, expected", [(4, "it has 8 weights for layers that the model lacks"), (1, "it lacks 4 weights for layers of the model")])
+def test_an_adapter_of_a_base_with_other_layers_is_not_continued(config, run_of, world, tmp_path, layers, expected):
+    from hotlora.bench.llm_world import random_base
+
+    other = run_of(replace(config, base_model=str(random_base(tmp_path / "other", world, layers=layers)), steps=1)).train().lora
+    with pytest.raises(ValueError, match=f"init_lora is .*, which does not fit this base .{expected}, such as .*give an adapter that was trained on it"):
+        run_of(replace(config, init_lora=str(other), name="more"))
+
+
 def test_a_continued_adapter_gets_the_dropout_of_the_settings(config, run_of):
     first = run_of(replace(config, lora_dropout=0.25)).train().lora
     for dropout in (0.5, 0.0):
