@@ -261,4 +261,4 @@ def unknown_key(name: Any, *known: Iterable[str]) -> ValueError:
     text = str(name) if not isinstance(name, int) else shown(name)
     similar = next(filter(None, (nearest(text, names) for names in known)), "")
     return ValueError(f"{text[:80]} is not a setting{similar}; correct the name or remove it, "
-                      "train.py --help lists all settings")
+                      "train.py train --help lists all settings")
