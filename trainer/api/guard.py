@@ -70,10 +70,15 @@ def check_size(length: int, limit: int) -> None:
         raise ApiError(413, f"the request has {length / 1e6:.1f} MB but at most {limit / 1e6:.1f} MB are allowed here")
 
 
+def unquoted(folder: str) -> str:
+    """Without the quotes that Windows' "Copy as path" puts around; no full path begins with one."""
+    return folder[1:-1] if len(folder) > 1 and folder[0] == folder[-1] and folder[0] in "\"'" else folder
+
+
 def allowed_folder(folder: str, roots: list[Path] | None, home: Path) -> Path:
     """A gallery's folder that may be read, links followed. ValueError when it is not there; 403 when it is out of bounds."""
     bounds = bounds_of(roots, home)
-    path = path_of(folder)
+    path = path_of(unquoted(folder))
     if bounds is not None and not _within(path, bounds):
         raise ApiError(403, f"{folder[:300]} is outside of the folders that may be used here ({', '.join(map(str, bounds))}); "
                             "put the pictures into one of them, or ask who runs this server to allow it")

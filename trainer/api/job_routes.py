@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from ..paths import path_of
-from .guard import allowed_folder, check_links, check_named_file
+from .guard import allowed_folder, check_links, check_named_file, unquoted
 from .info_routes import PRESET, SETTINGS_BODY
 from .messages import ApiError, Response
 from .routes import API, Call, Route
@@ -28,6 +28,7 @@ def check_paths(call: Call, settings: dict) -> None:
         if not isinstance(value, str) or "\0" in value:
             raise ValueError(f"{key} is {str(value)[:100]!r} but must be a path")
         if key in FOLDERS:
+            settings[key] = value = unquoted(value)
             root = allowed_folder(value, host.gallery_roots, host.home)
             check_links(root, host.gallery_roots, host.home)
         elif host.gallery_roots is not None:

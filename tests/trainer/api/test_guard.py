@@ -122,6 +122,18 @@ def test_a_folder_out_of_bounds(client, bounded, gallery):
     assert client.get("gallery", folder=str(root))["pictures"][0]["file"] == "p.png"
 
 
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_a_folder_in_quotes_as_windows_copies_it(client, bounded, quote):
+    root, secret = bounded
+    folder = f"{quote}{root}{quote}"
+    assert client.get("gallery", folder=folder)["folder"] == client.get("gallery", folder=str(root))["folder"]
+    settings = {"train_data_dir": folder, "name": "quoted", "trigger": "sks", "steps": 1}
+    assert client.post("jobs/plan", {"settings": settings})["pictures"] == 1
+    client.get("gallery", 403, folder=f"{quote}{secret}{quote}")
+    client.post("jobs/plan", {"settings": {**settings, "train_data_dir": f"{quote}{secret}{quote}"}}, 403)
+    client.get("gallery", 403, folder=f"{quote}{root}")
+
+
 def test_a_file_out_of_bounds_by_a_name_that_means_another(client, bounded, tmp_path, monkeypatch):
     """From a current folder inside of the bounds, `~/x` and `../x` look as if they lay inside as well."""
     root, secret = bounded
