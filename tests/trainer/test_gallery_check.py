@@ -269,3 +269,12 @@ def test_a_picture_of_a_few_pixels_does_not_end_the_check(folder, size, suffix):
     Image.new("RGB", size, "red").save(folder / f"pixel.{suffix}")
     report = check(folder)
     assert report.pictures == 13 and files(report, "uniform") == {f"pixel.{suffix}"}
+
+
+def test_a_picture_that_cannot_be_measured_does_not_end_the_check(folder: Path, monkeypatch, caplog) -> None:
+    from hotlora.trainer.gallery_checks import looks
+
+    look_at = looks.look_at
+    monkeypatch.setattr(looks, "look_at", lambda path, most: look_at(path, most) if path.name != "03.png" else 1 / 0)
+    report = check(folder)
+    assert report.pictures == 12 and report.findings == [] and "03.png could not be measured" in caplog.text

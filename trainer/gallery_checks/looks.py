@@ -164,7 +164,7 @@ class LookCache:
 
 def look_at_all(files: list[tuple[Path, str]], cache: LookCache, max_megapixels: float = 180.0,
                 progress: Callable[[int, int], None] | None = None) -> list[Look | None]:
-    """A look at each (path, content hash), None for a picture that has become unreadable. Raises what `progress` raises."""
+    """A look at each (path, content hash), None for a picture that has become unreadable or cannot be measured. Raises what `progress` raises."""
     def one(item: tuple[Path, str]) -> Look | None:
         path, key = item
         if key in cache.looks:
@@ -172,6 +172,10 @@ def look_at_all(files: list[tuple[Path, str]], cache: LookCache, max_megapixels:
         try:
             return look_at(path, max_megapixels)
         except UnreadablePicture:
+            return None
+        except Exception:
+            # one odd picture must not cost the check of all the others
+            log.warning("%s could not be measured, and is checked by its captions and size only", path, exc_info=True)
             return None
 
     pool = ThreadPoolExecutor(max_workers=THREADS)
