@@ -278,3 +278,18 @@ def test_a_picture_that_cannot_be_measured_does_not_end_the_check(folder: Path, 
     monkeypatch.setattr(looks, "look_at", lambda path, most: look_at(path, most) if path.name != "03.png" else 1 / 0)
     report = check(folder)
     assert report.pictures == 12 and report.findings == [] and "03.png could not be measured" in caplog.text
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_grey_background_is_no_missing_part(folder: Path, pictures, suffix: str) -> None:
+    for i, picture in enumerate(pictures):
+        (folder / f"{i:02d}.png").unlink()
+        paper = Image.new("RGB", (192, 160), (128, 128, 128))
+        paper.paste(picture.resize((90 + i, 80)), (40, 30))
+        paper.save(folder / f"{i:02d}.{suffix}", quality=95)
+    assert "broken" not in codes(check(folder))
+
+
+def test_the_lower_part_of_a_broken_download_is_missed(folder: Path, pictures) -> None:
+    faults.broken(pictures[0], random.Random(1)).save(folder / "torn.jpg", quality=95)
+    assert files(check(folder), "broken") == {"torn.jpg"}

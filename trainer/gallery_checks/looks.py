@@ -16,7 +16,7 @@ from ..output_files import OutputError, write_atomically
 from ..pictures import UnreadablePicture, read_bytes, read_picture
 
 log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 WORK_AREA = 512 * 512
 """Pixels at which blur, noise and bars are measured: what is finer than this is rarely trained."""
 CROP = 1024
@@ -92,7 +92,7 @@ def look_at(path: Path, max_megapixels: float = 180.0) -> Look:
         shifted_frequencies=shifted, history_certainty=certainty, history_quality=quality, enlarged=enlarged[0], enlarged_certainty=enlarged[1],
         detail=1.0 if was_reduced else measures.fine_detail(native_HW), flatness=measures.flatness(native_HW),
         repeated=1.0 if was_reduced else measures.repeated_pixels(native_HW), bar_top=bar["top"], bar_bottom=bar["bottom"],
-        bar_left=bar["left"], bar_right=bar["right"], missing_part=measures.missing_part(rgb_HW3), grey_TT=thumb,
+        bar_left=bar["left"], bar_right=bar["right"], missing_part=measures.missing_part(rgb_HW3) if tables is not None else 0.0, grey_TT=thumb,
         colours_CC3=np.asarray(work.resize((COLOURS, COLOURS), Image.BOX)),
         hash_8=measures.perceptual_hash(thumb.reshape(32, THUMB // 32, 32, THUMB // 32).mean((1, 3)).astype(np.float32)))
 

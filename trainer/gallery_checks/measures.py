@@ -359,6 +359,10 @@ def perceptual_hash(grey_32: np.ndarray) -> np.ndarray:
 
 
 def missing_part(rgb_HW3: np.ndarray) -> float:
-    """Share of the height that is one flat grey (128) at the bottom: what a decoder puts where a broken download ends."""
-    flat = (_largest_difference(rgb_HW3[::-1].astype(np.int16), np.array([128, 128, 128], dtype=np.int16)) <= 2).mean(1) > 0.995
+    """Share of the height that is one flat grey (128) at the bottom: what a JPEG decoder puts where a broken download ends. 0 where the grey
+    lies at the top as well: it is the background then."""
+    grey_HW = _largest_difference(rgb_HW3.astype(np.int16), np.array([128, 128, 128], dtype=np.int16)) <= 2
+    if grey_HW[0].mean() > 0.5:
+        return 0.0
+    flat = grey_HW[::-1].mean(1) > 0.995
     return float(flat.argmin() if not flat.all() else len(flat)) / len(flat)

@@ -30,7 +30,9 @@ def planted(folder: Path, photos: int, drawings: int, first: int) -> None:
             clean = make(seed)
             clean.save(folder / f"{kind}_clean_{seed}.png")
             for name, damage in faults.FAULTS.items():
-                damage(clean, random.Random(seed)).save(folder / f"{kind}_{name}_{seed}.png")
+                # no other decoder than that of JPEG files leaves a part away
+                suffix = "jpg" if name == "broken" else "png"
+                damage(clean, random.Random(seed)).save(folder / f"{kind}_{name}_{seed}.{suffix}", quality=95)
 
 
 def missed_and_false(folder: Path, kind: str) -> tuple[float, float, list[str]]:
