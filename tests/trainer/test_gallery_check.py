@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hotlora.trainer.gallery import read_gallery
 from hotlora.trainer.gallery_check import GOOD, PURPOSES, Report, check_gallery
 from hotlora.trainer.gallery_checks import gallery_rules, picture_rules, texts
 from hotlora.trainer.gallery_checks.finding import PARTS
+from hotlora.trainer.gallery_checks.looks import THUMB
 
 RESOLUTION = 128
 SAYINGS = ("a clay pot on a wooden table", "two books beside a window", "an old bicycle in the rain", "a bowl of fruit in soft light", "a lamp over a desk",
@@ -293,3 +295,18 @@ def test_a_grey_background_is_no_missing_part(folder: Path, pictures, suffix: st
 def test_the_lower_part_of_a_broken_download_is_missed(folder: Path, pictures) -> None:
     faults.broken(pictures[0], random.Random(1)).save(folder / "torn.jpg", quality=95)
     assert files(check(folder), "broken") == {"torn.jpg"}
+
+
+def test_a_logo_is_told_from_chance_in_few_pictures() -> None:
+    """Random pictures with a calm middle, whose median has large steps at their edges by chance; a mark on them is found."""
+    for seed in range(5):
+        grey_NTT = np.random.default_rng(seed).normal(128, 5.5, (8, THUMB, THUMB)).astype(np.uint8)
+        grey_NTT[:, 20:-20, 20:-20] = 128
+        assert overlay_of(grey_NTT) is None
+        for i in range(5):
+            grey_NTT[:, -14:-5, 50 + 7 * i:53 + 7 * i] = 250
+        assert overlay_of(grey_NTT) == "bottom"
+
+
+def overlay_of(grey_NTT: np.ndarray) -> str | None:
+    return gallery_rules._overlay(SimpleNamespace(looks=[SimpleNamespace(grey_TT=grey_TT) for grey_TT in grey_NTT]), list(range(len(grey_NTT))))

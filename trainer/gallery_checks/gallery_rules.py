@@ -12,7 +12,7 @@ from .looks import COLOURS, THUMB
 AMOUNTS = {"any": (5, 1000), "object": (5, 150), "person": (8, 250), "character": (6, 200), "style": (15, 2000)}
 """Fewest and most pictures for a purpose."""
 SAME_BACKGROUND, SAME_FRAMING = 9.0, 0.035
-OVERLAY = 9.0
+OVERLAY, AGREEING = 9.0, 0.8
 RING = np.ones((COLOURS, COLOURS), dtype=bool)
 RING[2:-2, 2:-2] = False
 
@@ -101,7 +101,7 @@ def _overlay(subject: Subject, known: list[int]) -> str | None:
     watermarks", 2017: the median of the gradients); None when there are none, or when they lie in the middle."""
     chosen = known[::max(1, len(known) // 150)]
     grey_NTT = np.stack([subject.looks[i].grey_TT for i in chosen]).astype(np.float32)
-    lines = np.maximum(np.abs(np.median(np.diff(grey_NTT, axis=2)[:, :-1], axis=0)), np.abs(np.median(np.diff(grey_NTT, axis=1)[:, :, :-1], axis=0)))
+    lines = np.maximum(_common_steps(np.diff(grey_NTT, axis=2)[:, :-1]), _common_steps(np.diff(grey_NTT, axis=1)[:, :, :-1]))
     strong = lines > OVERLAY
     edge = THUMB // 4
     middle = strong[edge:-edge, edge:-edge].sum()
@@ -111,3 +111,11 @@ def _overlay(subject: Subject, known: list[int]) -> str | None:
     # the outermost line is the edge of a frame or of a resize, no logo
     inner = strong[2:-2, 2:-2].sum()
     return place if corners[place] >= 14 and inner >= 14 and middle < 0.3 * corners[place] else None
+
+
+def _common_steps(steps_NTT: np.ndarray) -> np.ndarray:
+    """Size of the median step at each place, 0 where fewer than `AGREEING` have one of its direction: of few pictures without a logo the
+    median alone is large somewhere by chance."""
+    median = np.median(steps_NTT, axis=0)
+    agreeing = (np.sign(median) * steps_NTT > OVERLAY / 2).mean(0)
+    return np.where(agreeing >= AGREEING, np.abs(median), 0)
