@@ -95,7 +95,7 @@ def _planned(root: Path, wanted: dict[Path, str], places: dict[Path, Place], fil
             plan_edit(path, text, places, files, rows, texts, wanted)
         elif place.row is not None and not as_sidecars:
             rows.setdefault(place.row.file, {})[place.row.row] = text
-        elif as_sidecars:
+        elif as_sidecars or not _fits_a_row(relative_name(path, root)):
             texts[_sidecar_of(path, files)] = text
         else:
             added[relative_name(path, root)] = text
@@ -111,6 +111,11 @@ def _planned(root: Path, wanted: dict[Path, str], places: dict[Path, Place], fil
 def _as_sidecars(files: GalleryFiles, form: str) -> bool:
     """A gallery that has text files goes on with them."""
     return form == "sidecars" or form == "auto" and not files.metadata and bool(files.sidecars)
+
+
+def _fits_a_row(name: str) -> bool:
+    """Whether a picture's name comes back from a table as it is: the spaces around it are taken off there, and a line ends at a line break."""
+    return name == name.strip() and not {"\n", "\r"}.intersection(name)
 
 
 def _table(root: Path, files: GalleryFiles) -> Path:

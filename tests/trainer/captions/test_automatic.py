@@ -188,3 +188,16 @@ def test_captions_of_another_program_go_to_the_pictures_that_it_has_seen(folder:
     write_given(folder, [f"shows {i}" for i in (0, 2, 3, 4)], CaptionWishes(into="sidecars"))
     expected = {"0.txt": "shows 0", "2.txt": "shows 2", "3.txt": "by hand" if captioned else "shows 3", "4.txt": "shows 4"}
     assert {path.name: path.read_text() for path in folder.rglob("*.txt")} == expected
+
+
+@pytest.mark.parametrize("name", [" lead.png", "\u3000封面.png", "two\nlines.png"])
+@pytest.mark.parametrize("into", ["auto", "metadata"])
+def test_a_name_that_a_table_cannot_hold_gets_a_text_file(folder: Path, name: str, into: str) -> None:
+    try:
+        (folder / "0.png").rename(folder / name)
+    except OSError:
+        pytest.skip("this system has no such names")
+    report = caption_folder(folder, ColourModel(), CaptionWishes(into=into))
+    assert len(report.captions) == 7 and (folder / name).with_suffix(".txt").read_text().startswith("a red wall")
+    assert len(read_metadata(folder / "metadata.csv")) == 6 and caption_folder(folder, ColourModel()).kept == 7
+    assert len(undo(folder)) == 7 and not list(folder.glob("*.txt"))
