@@ -134,4 +134,7 @@ export function addTag(caption, tag, atStart) {
   return (atStart ? [tag.trim(), ...tags] : [...tags, tag.trim()]).join(", ");
 }
 
-export const removeTag = (caption, tag) => tagsOf(caption).filter((one) => one !== tag.trim()).join(", ");
+export function removeTag(caption, tag) {
+  const tags = tagsOf(caption);
+  return tags.includes(tag.trim()) ? tags.filter((one) => one !== tag.trim()).join(", ") : caption;
+}

@@ -116,6 +116,18 @@ def test_replace_tags_and_undo(open_gallery, gallery):
     page.get_by_text("1 of 6 pictures").wait_for()
 
 
+def test_a_tag_is_removed_where_it_is_and_nothing_else_changes(open_gallery, gallery):
+    (gallery / "0.txt").write_text("one ,two;  three,,four")
+    (gallery / "1.txt").write_text("one,only here, two")
+    page = open_gallery(gallery)
+    page.get_by_text("Change many captions").click()
+    page.get_by_label("Tag", exact=True).fill("only here")
+    page.get_by_role("button", name="Remove tag").click()
+    page.get_by_text("1 caption changed.").wait_for()
+    saved(page)
+    assert (gallery / "1.txt").read_text() == "one, two" and (gallery / "0.txt").read_text() == "one ,two;  three,,four"
+
+
 def test_undo_leaves_captions_that_were_typed_since(open_gallery, gallery):
     page = open_gallery(gallery)
     page.get_by_text("Change many captions").click()
