@@ -103,8 +103,7 @@ def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
 
 
 def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:
-    """What a start would do; `seconds` are those of the steps, without previews. Reads names and captions, and of pictures that would be
-    captioned before the training the heads of the files; no model is loaded."""
+    """What a start would do; `seconds` are those of the steps, without previews. Reads names and captions only; no picture is opened and no model is loaded."""
     config, warnings = checked_settings(host, settings)
     root = existing_folder(config.train_data_dir)
     unwanted = left_out(root).union(config.leave_out)

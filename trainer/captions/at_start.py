@@ -11,13 +11,9 @@ from .download import first_local
 from .library import ModelChoice
 from .writing import destination
 from ..config import TrainConfig
-from ..galleries import _facts as facts_of
-from ..galleries import _size as size_of
-from ..gallery import _in_threads as in_threads
 from ..gallery_files import folder_repeats, relative_name
 from ..memory import is_out_of_memory
 from ..output_files import OutputError
-from ..pictures import PictureFacts
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +41,11 @@ def planned_captions(config: TrainConfig, model_folders: tuple[Path, ...]) -> Pl
     if not config.auto_caption or config.metadata_path:
         return None
     root, missing, _ = pictures_without(config.train_data_dir)
+    # a folder called 10_sks dog is the caption of what is in it, in the form of kohya's sd-scripts
+    names = tuple(relative_name(path, root) for path in missing if config.trigger or not folder_repeats(path, root)[1])
+    names = tuple(name for name in names if name not in config.leave_out)
     model = config.caption_model or str(first_local(list(model_folders)) or "")
-    if not model:
-        return None
-    wanted = [path for path in missing if relative_name(path, root) not in config.leave_out and _is_bare(*folder_repeats(path, root), config.trigger)]
-    # heads are read in no time; a picture that is damaged further on is passed over by the model, and one that is whole is reason enough to load it
-    wanted = [path for path, size in zip(wanted, in_threads(size_of, wanted)) if not isinstance(size, str)]
-    if not any(isinstance(facts_of(path), PictureFacts) for path in wanted):
-        return None
-    return PlannedCaptions(model, tuple(relative_name(path, root) for path in wanted), destination(root))
-
-
-def _is_bare(repeats: int, concept: str, trigger: str) -> bool:
-    """Whether a picture would be trained with no caption: a folder called 10_sks dog is the caption of what is in it, in the form of
-    kohya's sd-scripts, and one called 0_later is not trained."""
-    return repeats > 0 and bool(trigger or not concept)
+    return PlannedCaptions(model, names, destination(root)) if model and names else None
 
 
 def caption_before_training(config: TrainConfig, model_folders: tuple[Path, ...], device: str | None = None,

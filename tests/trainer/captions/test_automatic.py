@@ -201,15 +201,3 @@ def test_a_name_that_a_table_cannot_hold_gets_a_text_file(folder: Path, name: st
     assert len(report.captions) == 7 and (folder / name).with_suffix(".txt").read_text().startswith("a red wall")
     assert len(read_metadata(folder / "metadata.csv")) == 6 and caption_folder(folder, ColourModel()).kept == 7
     assert len(undo(folder)) == 7 and not list(folder.glob("*.txt"))
-
-
-def test_what_is_not_trained_is_no_reason_to_load_a_model_before_training(folder: Path) -> None:
-    (folder / "0.png").write_bytes(b"torn")
-    (folder / "sub").rename(folder / "0_later")
-    config = TrainConfig(train_data_dir=str(folder), trigger="sks", caption_model="mine")
-    assert at_start.planned_captions(config, ()).names == ("1.png", "2.png", "3.png", "4.png")
-    for i in range(1, 4):
-        (folder / f"{i}.txt").write_text("by hand")
-    whole = (folder / "4.png").read_bytes()
-    (folder / "4.png").write_bytes(whole[:len(whole) // 2])
-    assert at_start.planned_captions(config, ()) is None
