@@ -103,7 +103,7 @@ class Adapter(nn.Module):
 
     @classmethod
     def from_weights(cls, components: dict[str, nn.Module], weights: dict[Key, dict], dropout: float = 0.0) -> Adapter:
-        """An adapter from the layers of a LoRA file: `down`, `up`, `alpha` (default: rank) and, for DoRA, `dora_scale`.
+        """An adapter from the layers of a LoRA file: `down`, `up`, `alpha` (default: rank) and, for DoRA, `dora_scale`; in the base's order.
 
         Ranks and alphas may differ from layer to layer. Raises ValueError for a layer that the base does not have and for
         shapes that do not fit it.
@@ -113,7 +113,9 @@ class Adapter(nn.Module):
         if unknown:
             raise ValueError(f"the base has no layer for {len(unknown)} of {len(weights)} LoRA layers, "
                              f"e.g. {', '.join(unknown[:3])}; this LoRA was made for another base")
-        return cls({key: _layer_from(known[key[0]][key[1]], key, entry, dropout) for key, entry in weights.items()})
+        # safetensors gives the tensors of a file in another order each time, and states and processes know parameters by their place
+        ordered = [(name, path) for name, layers in known.items() for path in layers if (name, path) in weights]
+        return cls({key: _layer_from(known[key[0]][key[1]], key, weights[key], dropout) for key in ordered})
 
     def attach(self, components: dict[str, nn.Module]) -> None:
         """Put the LoRA layers over the forwards of the components' layers. Module tree and weights stay as they are."""

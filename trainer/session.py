@@ -501,7 +501,8 @@ class Session:
 
     def _has_layers_of(self, state: dict[str, Any]) -> bool:
         own, saved = self.adapter.state_dict(), state["adapter"]
-        return {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in saved.items()}
+        # in one order, too: optimizer and averages are saved by place, and the fused optimizer writes past a tensor that is smaller than its state
+        return [(k, v.shape) for k, v in own.items()] == [(k, v.shape) for k, v in saved.items()]
 
     def _check_optimizer_of(self, state: dict[str, Any]) -> None:
         """ValueError for a state that means nothing to this optimizer: of another one, or with other groups, as LoRA+ has."""

@@ -425,7 +425,8 @@ def test_weights_with_ranks_and_alphas_of_their_own(unet):
     half = {"down": random(5, 6, 1, 1).half(), "up": random(6, 5, 1, 1).half()}
     flat = {"down": random(1, 6), "up": random(6, 1), "alpha": 8}
     adapter = Adapter.from_weights({"unet": unet}, {("unet", "time"): half, ("unet", "proj_in"): flat})
-    assert [(layer.rank, layer.scale) for layer in adapter.layers.values()] == [(5, 1.0), (1, 8.0)]
+    assert list(adapter.layers) == [("unet", "proj_in"), ("unet", "time")], "in the base's order"
+    assert [(layer.rank, layer.scale) for layer in adapter.layers.values()] == [(1, 8.0), (5, 1.0)]
     with adapter.attached({"unet": unet}):
         y = unet(PICTURE)
     torch.testing.assert_close(y.double(), merged(unet, adapter)(PICTURE.double()), rtol=1e-4, atol=1e-4)
