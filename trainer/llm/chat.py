@@ -94,34 +94,39 @@ def _ends_of(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, wh
     """Where the answer `messages[number]` begins and ends in the whole text, from `position` on."""
     before = render(tokenizer, messages[:number], for_answer=True)
     after = render(tokenizer, messages[: number + 1])
+    content = messages[number]["content"].strip()
     if whole.startswith(before) and len(before) >= position:
         begin = len(before)
     else:  # templates may show earlier turns in another way, or put something before an answer
-        content = messages[number]["content"].strip()
-        begin = whole.find(content, max(position, _end_of_question(tokenizer, messages, number, whole, position, before)))
+        begin = whole.find(content, max(position, _end_of_question(tokenizer, messages[:number], content, before, whole, position)))
         if begin < 0:
             raise ValueError("the chat template changes the answer, so it cannot be told from the question; set chat_template: alpaca")
     if whole.startswith(after.rstrip()) and len(after.rstrip()) > begin:
         return begin, len(after.rstrip()) if len(whole) > len(after) else len(whole)
-    end = begin + len(messages[number]["content"].strip())
+    end = begin + len(content)
     eos = tokenizer.eos_token or ""
     return begin, end + len(eos) if whole.startswith(eos, end) else end
 
 
-def _end_of_question(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, whole: str, position: int, before: str) -> int:
-    """Where to look for the text of the answer from, as the question and the words that head an answer may hold it as well."""
-    asked = render(tokenizer, messages[:number])
-    shown = place = len(asked)
-    if not whole.startswith(asked):
-        question = messages[number - 1]["content"].strip()
+def _end_of_question(tokenizer: Any, asked: Sequence[dict[str, str]], content: str, before: str, whole: str, position: int) -> int:
+    """Where to look for an answer `content` from, as the question and the words that head an answer may hold it as well. `before` asks for it."""
+    shown = render(tokenizer, asked)
+    end_there = end_here = len(shown)
+    if not whole.startswith(shown):
+        question = asked[-1]["content"].strip()
         found = whole.find(question, position)
         if found < 0:
             return position
-        place, shown = (len(text) - len(text[end:].lstrip()) for text, end in ((whole, found + len(question)), (before, asked.rfind(question) + len(question))))
-    heading = commonprefix([before[shown:], whole[place:]])  # without what only an answer that is yet to come is headed with
-    content = messages[number]["content"].strip()
+        end_here = _next_sign(whole, found + len(question))
+        end_there = _next_sign(before, shown.rfind(question) + len(question))
+    heading = commonprefix([before[end_there:], whole[end_here:]])  # without what only an answer that is yet to come is headed with
     shared = next((length for length in range(min(len(heading), len(content)), 0, -1) if heading.endswith(content[:length])), 0)
-    return place + len(heading) - shared
+    return end_here + len(heading) - shared
+
+
+def _next_sign(text: str, place: int) -> int:
+    """The first place from `place` on that is no white space."""
+    return len(text) - len(text[place:].lstrip())
 
 
 def _spaces_moved(record: Record) -> Record:
