@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Callable
 
 from quality_starts import aligned, masked_ranks, one_step
-from quality_tries import high_noise, late_decay, spread_timesteps, wider_average
+from quality_tries import high_noise, late_decay, low_noise, spread_timesteps, wider_average
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out"]
 SCALE = 20
@@ -61,6 +61,7 @@ RECIPES = {recipe.name: recipe for recipe in (
     Recipe("noise offset", 2 * LENGTH, {**OURS, "noise_offset": 0.3}),
     Recipe("noise offset x5", 5 * LENGTH, {**OURS, "noise_offset": 0.3}, watched=True),
     Recipe("high noise", 2 * LENGTH, OURS, prepare=high_noise),
+    Recipe("low noise", 2 * LENGTH, OURS, prepare=low_noise),
     Recipe("Huber", 2 * LENGTH, {**OURS, "loss_type": "huber"}),
     Recipe("Huber x5", 5 * LENGTH, {**OURS, "loss_type": "huber"}, watched=True),
     Recipe("Muon", 2 * LENGTH, {**OURS, "optimizer": "quality_tries.Muon", "weight_decay": 0.01}),

@@ -1,7 +1,7 @@
 """What was tried on the balanced preset to be faster than it is, for bench/quality.py alone: none of it helped beyond the luck of a run (bench/QUALITY.md)."""
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Callable
 
 import torch
 
@@ -27,9 +27,18 @@ def spread_timesteps(session: Any) -> None:
 
 def high_noise(session: Any) -> None:
     """More of the high noise levels: level 1 - (1 - u)^1.5, two thirds as often as uniform near clean pictures and the more often the noisier."""
+    _respread(session, lambda u_B: 1 - (1 - u_B) ** 1.5)
+
+
+def low_noise(session: Any) -> None:
+    """The opposite: level u^1.5."""
+    _respread(session, lambda u_B: u_B ** 1.5)
+
+
+def _respread(session: Any, spread: Callable[[torch.Tensor], torch.Tensor]) -> None:
     objective = session.objective
     usual = objective.timesteps
-    objective.timesteps = lambda u_B: usual(1 - (1 - u_B.double()) ** 1.5)
+    objective.timesteps = lambda u_B: usual(spread(u_B.double()))
 
 
 def wider_average(session: Any) -> None:
