@@ -370,32 +370,12 @@ def test_a_reload_of_the_ui_leaves_one_of_each(webui):
     assert first["tabs"].count("HotLoRA") == 1 and first["routes"] == 1
     job = start(webui, "reloaded", steps=300)
     wait_for_step(webui, job, 2)
-    reload_ui(webui)
+    webui.reload_ui()
     assert inside(webui, "callbacks") == first
     assert job_of(webui, job)["status"] == "running", job_of(webui, job)
     command(webui, job, "stop")
     assert wait(webui, job)["status"] == "stopped"
     assert np.array_equal(pixels(webui), before)
-
-
-def reload_ui(server: WebuiServer) -> None:
-    """Press "Reload UI" on the Settings page."""
-    config = server.get("/config")
-    [button] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "settings_restart_gradio"]
-    [number] = [i for i, one in enumerate(config["dependencies"]) if button in one["targets"] and one["backend_fn"]]
-    server.post("/run/predict", {"fn_index": number, "data": [], "session_hash": "test"})
-    end, gone = time.monotonic() + 120, False
-    while time.monotonic() < end:
-        try:
-            inside(server, "callbacks")
-            if gone:
-                return
-        except OSError:
-            gone = True
-        except ValueError:  # the new server is there, and its routes are not yet
-            gone = True
-        time.sleep(0.02)
-    raise AssertionError(server.tail())
 
 
 def test_without_a_ui(tmp_path):

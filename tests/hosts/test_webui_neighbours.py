@@ -71,23 +71,6 @@ def tabs(server: WebuiServer) -> list[str]:
             if part["type"] == "tabitem" and str(part["props"].get("elem_id")).startswith("tab_")]
 
 
-def reload_ui(server: WebuiServer) -> None:
-    """Press "Reload UI" and wait until the extensions have been told of the new server."""
-    starts, config = server.get("/probe/look")["starts"], server.get("/config")
-    [button] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "settings_restart_gradio"]
-    [number] = [i for i, one in enumerate(config["dependencies"]) if button in one["targets"] and one["backend_fn"]]
-    server.post("/run/predict", {"fn_index": number, "data": [], "session_hash": "test"})
-    until = time.monotonic() + 240
-    while time.monotonic() < until:
-        try:
-            if server.get("/probe/look")["starts"] > starts:
-                return
-        except (OSError, ValueError):
-            pass
-        time.sleep(0.2)
-    raise AssertionError(server.tail())
-
-
 def check_modules(server: WebuiServer) -> None:
     files = server.get("/probe/look")["files"]
     theirs = str(server.base / "extensions" / "sd-webui-traintrain")
@@ -127,7 +110,7 @@ def test_a_run_and_its_tag(webui, tmp_path):
 def test_a_reload_of_the_ui_leaves_one_of_each(webui):
     before, shown, routes = webui.get("/probe/look"), tabs(webui), webui.get("/probe/routes")
     for _ in range(2):
-        reload_ui(webui)
+        webui.reload_ui()
         after = webui.get("/probe/look")
         assert after["callbacks"] == before["callbacks"]
         assert sorted(tabs(webui)) == sorted(shown)

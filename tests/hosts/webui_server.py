@@ -93,7 +93,7 @@ class WebuiServer:
             self.port = free.getsockname()[1]
         command = [str(self.python), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(self.base), *self.arguments]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.base / "huggingface"), "PYTHONDONTWRITEBYTECODE": "1",
-                       "GRADIO_ANALYTICS_ENABLED": "False", "TMPDIR": str(self.base / "tmp"), "no_proxy": "127.0.0.1,localhost"}
+                       "PYTHONUNBUFFERED": "1", "GRADIO_ANALYTICS_ENABLED": "False", "TMPDIR": str(self.base / "tmp"), "no_proxy": "127.0.0.1,localhost"}
         for name in ("PYTHONPATH", "COMMANDLINE_ARGS"):
             environment.pop(name, None)
         begun = self.log.stat().st_size if self.log.exists() else 0
@@ -115,6 +115,21 @@ class WebuiServer:
                 pass
             time.sleep(0.3)
         raise RuntimeError(f"the webui does not answer:\n{self.tail()}")
+
+    def reload_ui(self, timeout: float = 240) -> None:
+        """Press "Reload UI" on the Settings page, and wait until the new server has all its routes.
+
+        That is read off the log: the webui ends when something asks the new server for anything at the moment at which it adds its middleware.
+        """
+        config, begun = self.get("/config"), self.log.stat().st_size
+        [button] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "settings_restart_gradio"]
+        [number] = [i for i, one in enumerate(config["dependencies"]) if button in one["targets"] and one["backend_fn"]]
+        self.post("/run/predict", {"fn_index": number, "data": [], "session_hash": "test"})
+        until = time.monotonic() + timeout
+        while b"Startup time:" not in self.log.read_bytes()[begun:]:
+            if self.process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the webui does not come back:\n{self.tail()}")
+            time.sleep(0.1)
 
     @property
     def url(self) -> str:
