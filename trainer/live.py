@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterable
 
 from .captions.matching import composed
+from .lora_facts import loras_and_steps, metadata_of
 from .lora_file import LoraWeights, load_lora
 from .names import check_name
 
@@ -164,19 +165,30 @@ class Registry:
             return matches[0]
 
     def saved_steps(self, name: str) -> dict[str, Path]:
-        """The saved steps of a LoRA (`name-000100`, ...) in order, then the finished one, where they are there.
+        """The saved steps of a LoRA (`name-000100`, ...) in order, then the finished one, where they are there; not those of another run of its name.
 
         ValueError as for `find` when there is neither.
         """
         name = composed(name)
         with self._lock:
-            step = re.compile(re.escape(name) + r"-\d{6,}")
-            files = self._scan((".safetensors",))
-            named = {form: path for path, relative in files.items() for form in (composed(path.stem), composed(relative))}
-            found = {form: named[form] for form in sorted(named, key=lambda form: (len(form), form)) if step.fullmatch(form)}
-            if found and name not in named:
+            of_name = re.compile(re.escape(re.sub(r"(-v?\d+)+$", "", _stem(name))) + r"(-v?\d+)*")
+            files: dict[str, Path] = {}
+            for path, relative in self._scan((".safetensors",)).items():
+                if of_name.fullmatch(composed(path.stem)):
+                    files.setdefault(composed(relative), path)
+            steps = {form: step for form, (lora, step) in self._loras_and_steps(files).items() if step is not None and name in (lora, _stem(lora))}
+            found = {form if "/" in name else _stem(form): files[form] for form in sorted(steps, key=lambda form: (steps[form], form))}
+            if found and name not in files and name not in map(_stem, files):
                 return found
             return {**found, name: self.path(name)}
+
+    def _loras_and_steps(self, files: dict[str, Path]) -> dict[str, tuple[str, int | None]]:
+        """Of other programs' files only the name tells."""
+        told = loras_and_steps(files)
+        for form, path in files.items():
+            if (match := re.fullmatch(r"(.+)-(\d{6,})", form)) and not metadata_of(path):
+                told[form] = match[1], int(match[2])
+        return told
 
     def files(self) -> list[Path]:
         """Every file that a name can mean, sorted."""
@@ -229,6 +241,10 @@ class Registry:
                     if path.suffix.lower() in suffixes:
                         found[path] = path.relative_to(folder).with_suffix("").as_posix()
         return found
+
+
+def _stem(relative: str) -> str:
+    return relative.rpartition("/")[2]
 
 
 def _names_of_peft(relative: str) -> set[str]:

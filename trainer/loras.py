@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,13 +12,11 @@ from typing import Any, Iterable
 from .captions.matching import composed
 from .gallery_edit import Occupied, move_file
 from .live import Registry
+from .lora_facts import RUN, loras_and_steps, metadata_of
 
-STEP = re.compile(r"(.+)-(\d{6,})(-v\d+)?")
 COMPANIONS = (".preview.png", ".png", ".jpg", ".jpeg", ".webp", ".json", ".txt")
 MARK = ".removed"
 """In the trash names end so, that nothing finds a LoRA there."""
-FACTS = ("hotlora.version", "hotlora.trigger", "ss_sd_model_name", "ss_steps", "ss_network_dim")
-_headers: dict[Path, tuple[tuple[int, int], dict[str, str]]] = {}
 
 
 @dataclass(frozen=True)
@@ -35,34 +32,10 @@ class LoraFile:
     step: int | None
 
 
-def metadata_of(path: Path) -> dict[str, str]:
-    """What a list says of a LoRA of ours, and the `name` that it was trained under, from the file's head alone; empty for every other file."""
-    try:
-        state = path.stat()
-        version = (state.st_mtime_ns, state.st_size)
-        if path not in _headers or _headers[path][0] != version:
-            _headers[path] = version, _read_facts(path)
-        return _headers[path][1]
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return {}
-
-
-def _read_facts(path: Path) -> dict[str, str]:
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        found = json.loads(file.read(length)).get("__metadata__") if length <= 100_000_000 else None
-    if not (found and found.get("hotlora.version")):
-        return {}
-    facts = {key: found[key] for key in FACTS if isinstance(found.get(key), str)}
-    with suppress(KeyError, ValueError, TypeError, AttributeError):
-        facts["name"] = json.loads(found["hotlora.config"]).get("name") or ""
-    return facts
-
-
 def list_loras(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """Ours among the files of the folders, newest first; saved steps stand with the LoRA that they belong to."""
     groups: dict[str, dict[str, Any]] = {}
-    for file in _our_files(folders):
+    for file in sorted(_our_files(folders), key=lambda file: file.step or 0):
         metadata, state = metadata_of(file.path), file.path.stat()
         tag = f"<lora:{file.name}:1>"
         entry = groups.setdefault(file.lora, {"name": file.lora_name, "steps": [], "finished": False, "created": 0.0})
@@ -70,7 +43,7 @@ def list_loras(folders: Iterable[Path]) -> list[dict[str, Any]]:
         if file.step is not None:
             entry["steps"].append({"step": file.step, "name": file.name, "tag": tag})
         if file.step is None or not entry["finished"]:
-            facts = {"tag": tag, "trigger": metadata.get("hotlora.trigger", ""), "path": f"{file.place}.safetensors",
+            facts = {"tag": tag, "trigger": metadata.get("hotlora.trigger", ""), "path": f"{file.place}.safetensors", "run": metadata.get(RUN, ""),
                      "base": metadata.get("ss_sd_model_name", ""), "trained": metadata.get("ss_steps", ""), "rank": metadata.get("ss_network_dim", ""),
                      "bytes": state.st_size}
             entry.update(facts, finished=entry["finished"] or file.step is None)
@@ -138,30 +111,21 @@ def _our_files(folders: Iterable[Path]) -> Iterable[LoraFile]:
 
     Of several of ours of one path the first folder's counts, as in hosts.
     """
-    files = [(place, path, *_lora_and_step(place, path)) for place, path in _files(folders)]
+    files, ours = _files(folders), {}
+    for place, path in files:
+        if metadata_of(path):
+            ours.setdefault(place, path)
+    belongs = loras_and_steps(ours)
     places: dict[str, set[str]] = defaultdict(set)
-    for place, _, lora, _ in files:
-        for one in (place, lora):
-            places[_stem(one)].add(one)
+    for one in (*(place for place, _ in files), *(lora for lora, _ in belongs.values())):
+        places[_stem(one)].add(one)
 
     def shown(place: str) -> str:
         return place if len(places[_stem(place)]) > 1 else _stem(place)
 
-    told = set()
-    for place, path, lora, step in files:
-        if metadata_of(path) and place not in told:
-            told.add(place)
-            yield LoraFile(path, place, lora, shown(place), shown(lora), step)
-
-
-def _lora_and_step(place: str, path: Path) -> tuple[str, int | None]:
-    """The LoRA that a file belongs to, and the step that it is of. What the file says decides, as a name may end in a date too."""
-    match = STEP.fullmatch(place)
-    if not match:
-        return place, None
-    facts, kept = metadata_of(path), match[3] or ""  # -v1 where a later run of that name has written the same step
-    is_step = facts.get("ss_steps") == str(int(match[2])) and facts.get("name") not in (path.stem, path.stem.removesuffix(kept))
-    return (match[1] + kept, int(match[2])) if is_step else (place, None)
+    for place, path in ours.items():
+        lora, step = belongs[place]
+        yield LoraFile(path, place, lora, shown(place), shown(lora), step)
 
 
 def _stem(place: str) -> str:

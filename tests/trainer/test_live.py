@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 
@@ -225,3 +226,11 @@ def test_saved_steps_come_in_order_with_the_finished_one_last(tmp_path):
     assert list(registry.saved_steps("other")) == ["other-000001"]
     with pytest.raises(ValueError, match="there is no LoRA 'nobody'"):
         registry.saved_steps("nobody")
+
+
+def test_another_lora_whose_name_ends_in_a_date_is_no_saved_step(tmp_path):
+    for stem, name, steps in (("me-000100", "me", "100"), ("me", "me", "500"), ("me-20240101", "me-20240101", "500"), ("me-20240101-000100", "me-20240101", "100")):
+        save_lora(tmp_path / f"{stem}.safetensors", lora(1.0), {"hotlora.version": "1", "hotlora.config": json.dumps({"name": name}), "ss_steps": steps})
+    registry = Registry([tmp_path])
+    assert list(registry.saved_steps("me")) == ["me-000100", "me"]
+    assert list(registry.saved_steps("me-20240101")) == ["me-20240101-000100", "me-20240101"]

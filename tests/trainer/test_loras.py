@@ -66,6 +66,47 @@ def test_saved_steps_that_a_later_run_put_aside_stand_with_the_lora_that_it_put_
     assert {path.stem for path in restore_lora(tmp_path, "dbl-v1")} == {"dbl-v1", "dbl-000004-v1"}
 
 
+def put_run(folder, run, *stems):
+    """Files as one run writes them: `me`, or `me-000100` for a saved step."""
+    for stem in stems:
+        step = stem.partition("-")[2]
+        put(folder, stem, int(step or 500), "me", ss_training_started_at=run)
+
+
+def shown(folder):
+    return {lora["name"]: [step["name"] for step in lora["steps"]] for lora in list_loras([folder])}
+
+
+def test_saved_steps_of_an_earlier_run_of_the_name_stand_with_what_is_kept_of_it(loras, tmp_path):
+    put_run(loras, "1700000000.5", "me-000100", "me-000200", "me")
+    put_run(loras, "1700000009.5", "me-000100", "me-000150")
+    assert shown(loras) == {"me": ["me-000100-v1", "me-000200"], "me-000150": ["me-000100", "me-000150"]}, "the second one still runs"
+    put_run(loras, "1700000009.5", "me")
+    assert shown(loras) == {"me": ["me-000100", "me-000150"], "me-v1": ["me-000100-v1", "me-000200"]}
+    registry = Registry([loras])
+    assert list(registry.saved_steps("me")) == ["me-000100", "me-000150", "me"] and list(registry.saved_steps("me-v1")) == ["me-000100-v1", "me-000200", "me-v1"]
+    assert {path.stem for path in remove_lora(tmp_path, [loras], "me")} == {"me-000100", "me-000150", "me"}
+    assert shown(loras) == {"me-v1": ["me-000100-v1", "me-000200"]}
+    restore_lora(tmp_path, "me")
+    put_run(loras, "1700000010.5", "me")
+    assert shown(loras) == {"me": [], "me-v1": ["me-000100-v1", "me-000200"], "me-v2": ["me-000100", "me-000150"]}
+
+
+def test_saved_steps_of_a_run_that_went_on_stand_with_its_last_file(loras):
+    put_run(loras, "1700000000.5", "me-000100", "me", "me-000200", "me")
+    assert shown(loras) == {"me": ["me-000100", "me-000200"], "me-v1": []}
+    put_run(loras, "1700000009.5", "me")
+    assert shown(loras) == {"me": [], "me-v1": [], "me-v2": ["me-000100", "me-000200"]}
+
+
+def test_saved_steps_of_runs_without_a_finished_file_are_not_mixed(loras):
+    put_run(loras, "1700000000.5", "me-000100", "me-000200")
+    assert shown(loras) == {"me": ["me-000100", "me-000200"]}
+    put_run(loras, "1700000009.5", "me-000100")
+    assert shown(loras) == {"me": ["me-000100"], "me-000200": ["me-000100-v1", "me-000200"]}
+    assert {lora["name"]: lora["tag"] for lora in list_loras([loras])} == {"me": "<lora:me-000100:1>", "me-000200": "<lora:me-000200:1>"}
+
+
 def test_files_of_other_programs_are_never_ours(loras, tmp_path):
     put(loras, "face", trained_as="face")
     save_lora(loras / "face-000100.safetensors", WEIGHTS, {"ss_steps": "100"})

@@ -115,6 +115,13 @@ def test_a_file_alone_comes_back_under_the_name_it_was_trained_with(client, resu
     assert not list((host.home / "imports").iterdir())
 
 
+def test_saved_steps_of_a_lora_that_another_one_replaces_are_not_listed_with_that(client, result, gallery, loras):
+    settings = {"train_data_dir": str(gallery), **SETTINGS, "save_steps": 2}
+    until_ended(client, client.post("jobs", {"settings": settings}, 201)["id"])
+    assert send(client, "face.zip", zipped({"result.json": TOLD, "face.safetensors": result}))["kept"] == "face-v1"
+    assert {lora["name"]: [step["name"] for step in lora["steps"]] for lora in client.get("loras")["loras"]} == {"face": [], "face-v1": ["face-000002"]}
+
+
 def test_a_preview_comes_along_and_takes_no_ones_place(client, result, loras):
     picture = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(picture, "PNG")
