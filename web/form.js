@@ -3,7 +3,8 @@ import { useEffect, useState } from "./vendor/hooks.mjs";
 import { allSettings } from "./live.js";
 
 const KEPT = "hotlora.form";
-const EMPTY = { folder: "", name: "", trigger: "", preset: "balanced", subject: "", more: {} };
+// `of` is the name for which the folder was chosen or made; null where that is still open
+const EMPTY = { folder: "", of: null, name: "", trigger: "", preset: "balanced", subject: "", more: {} };
 const FORMER_PRESETS = { thorough: "best" };   // names that forms and runs of before still have
 const presetName = (one) => FORMER_PRESETS[one] ?? one;
 const listeners = new Set();
@@ -12,7 +13,7 @@ let form = read();
 function read() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT) ?? "{}");
-    const known = { ...EMPTY, ...(kept && typeof kept === "object" ? kept : {}) };
+    const known = { ...EMPTY, of: kept?.name?.trim() ?? null, ...(kept && typeof kept === "object" ? kept : {}) };
     return { ...known, preset: presetName(known.preset) };
   } catch {
     return { ...EMPTY };
@@ -22,7 +23,8 @@ function read() {
 export const getForm = () => form;
 
 export function changeForm(patch) {
-  form = { ...form, ...patch };
+  const isOtherFolder = "folder" in patch && patch.folder !== form.folder;
+  form = { ...form, ...(isOtherFolder && { of: (patch.name ?? form.name).trim() }), ...patch };
   try {
     localStorage.setItem(KEPT, JSON.stringify(form));
   } catch { /* private mode or full: the form still works until the page is closed */ }

@@ -11,13 +11,15 @@ const AT_ONCE = 3;
 
 const paths = new WeakMap();   // of files out of dropped folders
 
+export const isText = (file) => TEXT.test(file.name);
+
 export const pathOf = (file) => paths.get(file) ?? (file.webkitRelativePath || file.name);
 
 // Pictures and captions; the captions last, as they belong to pictures. Anything else is passed over, and captions alone where there are no pictures yet.
 export function sortFiles(files, hasPictures) {
-  const named = files.filter((file) => PICTURE.test(file.name) || TEXT.test(file.name) || file.type.startsWith("image/"));
-  const pictures = named.filter((file) => !TEXT.test(file.name));
-  return pictures.length || hasPictures ? [...pictures, ...named.filter((file) => TEXT.test(file.name))] : [];
+  const named = files.filter((file) => PICTURE.test(file.name) || isText(file) || file.type.startsWith("image/"));
+  const pictures = named.filter((file) => !isText(file));
+  return pictures.length || hasPictures ? [...pictures, ...named.filter((file) => isText(file))] : [];
 }
 
 // The folder that all files lie in, where one was dropped.
@@ -72,25 +74,25 @@ export async function sendFiles(folder, files, onProgress) {
         const file = some[next++];
         const name = nameOf(file);
         let got = null;
-        if (!TEXT.test(file.name)) placed.set(nameInGallery(file, top), null);   // in the order of the files, whichever comes first
+        if (!isText(file)) placed.set(nameInGallery(file, top), null);   // in the order of the files, whichever comes first
         try {
           if (name && TABLE.test(file.name)) checkNames(placed);
           if (name) sent.push(got = (await upload(folder, file, name, isAlone(file))).file);
         } catch (error) {
           failed.push({ name: file.name, error });
         }
-        if (!TEXT.test(file.name)) placed.set(nameInGallery(file, top), got);
+        if (!isText(file)) placed.set(nameInGallery(file, top), got);
         onProgress(++done, files.length);
       }
     };
     await Promise.all(Array.from({ length: AT_ONCE }, worker));
   };
   const stems = new Map();   // stem -> how many pictures of this upload have it
-  for (const stem of files.filter((file) => !TEXT.test(file.name)).map((file) => stemOf(nameInGallery(file, top)))) stems.set(stem, (stems.get(stem) ?? 0) + 1);
+  for (const stem of files.filter((file) => !isText(file)).map((file) => stemOf(nameInGallery(file, top)))) stems.set(stem, (stems.get(stem) ?? 0) + 1);
   // of one stem and sent together, they are meant to have their caption in common
   const isAlone = (file) => stems.get(stemOf(nameInGallery(file, top))) === 1;
   const isMask = (stem) => MASK.test(stem) && stems.has(stem.replace(MASK, ""));
-  const belongs = (file) => TEXT.test(file.name) || isMask(stemOf(nameInGallery(file, top)));
+  const belongs = (file) => isText(file) || isMask(stemOf(nameInGallery(file, top)));
   await sendAll(files.filter((file) => !belongs(file)), (file) => nameInGallery(file, top));
   await sendAll(files.filter(belongs), (file) => besideItsPicture(nameInGallery(file, top), placed));
   return { sent, failed };

@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 import urllib.parse
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from hotlora.tests.trainer.ui_server import UiServer
 from hotlora.trainer.captions.tokens import count_tokens
 from hotlora.trainer.demo import drawings
 
-from .conftest import set_advanced, until
+from .conftest import PATIENCE, set_advanced, until
 
 
 @pytest.fixture
@@ -478,6 +479,68 @@ def test_another_folder_that_is_chosen_during_an_upload_stays_chosen_and_gets_no
     assert folder.input_value().rstrip("/") == other and not (shared_server.folder / "galleries" / "begun 2").exists()
     # what is told of the run knows of the new picture
     page.locator(".told", has_text="1 picture,").wait_for()
+
+
+def test_pictures_for_another_name_do_not_go_into_the_gallery_of_the_one_before(server, open_page, gallery):
+    page = open_page(server)
+    files, name, folder = page.locator(".dropzone input[type=file]"), page.get_by_label("Name", exact=True), page.locator("input[list=hl-folders]")
+
+    def add(*numbers):
+        files.set_input_files([str(gallery / f"{i}.png") for i in numbers])
+
+    def pictures() -> dict:
+        return {one.name: sorted(path.name for path in one.glob("*.png")) for one in (server.folder / "galleries").iterdir()}
+
+    # what came before any name was typed is for the first one, and so is what follows
+    add(0)
+    page.locator(".strip img").first.wait_for()
+    unnamed = Path(folder.input_value()).name
+    name.fill("anna")
+    add(1)
+    until(page, lambda: pictures() == {unnamed: ["0.png", "1.png"]})
+    page.locator(".sending").wait_for(state="detached")
+    name.fill("bob")
+    add(2)
+    page.get_by_text(f"The new files went into the gallery bob; {unnamed} stays as it was.").wait_for()
+    until(page, lambda: pictures() == {unnamed: ["0.png", "1.png"], "bob": ["2.png"]})
+    assert folder.input_value() == str(server.folder / "galleries" / "bob")
+    page.locator(".sending").wait_for(state="detached")
+    # a new name for the same pictures: one click takes the files to the gallery that was open
+    name.fill("bob_v2")
+    add(3)
+    page.get_by_role("button", name="Go back to bob and add them there").click()
+    until(page, lambda: pictures()["bob"] == ["2.png", "3.png"])
+    assert folder.input_value() == str(server.folder / "galleries" / "bob")
+    page.locator(".sending").wait_for(state="detached")
+    add(4)
+    until(page, lambda: pictures()["bob"] == ["2.png", "3.png", "4.png"])
+    page.locator(".sending").wait_for(state="detached")
+    # on the gallery's own screen it is the gallery in sight that counts, and not a name that is out of sight
+    name.fill("carl")
+    page.goto(f"{server.url}/hotlora/#/gallery")
+    page.locator(".cell").first.wait_for()
+    page.locator("input[type=file]").first.set_input_files(str(gallery / "5.png"))
+    until(page, lambda: pictures()["bob"] == ["2.png", "3.png", "4.png", "5.png"])
+    assert set(pictures()) == {unnamed, "bob", "bob_v2"}
+    # a folder of the user's own stays as it is, which is told, too
+    page.goto(f"{server.url}/hotlora/#/train")
+    folder.fill(str(gallery))
+    add(0)
+    page.get_by_text(f"The new files went into the gallery carl; {gallery.name} stays as it was.").wait_for()
+    assert page.get_by_role("button", name="Go back to").count() == 0
+
+
+def test_after_a_run_a_gallery_is_for_the_name_of_that_run(server, open_page, gallery):
+    page = open_page(server)
+    files, name = page.locator(".dropzone input[type=file]"), page.get_by_label("Name", exact=True)
+    files.set_input_files(str(gallery / "0.png"))
+    page.locator(".strip img").first.wait_for()
+    set_advanced(page, {"steps": 2, "resolution": 64, "preview_steps": 0})
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator(".run-head .badge", has_text="completed").wait_for(timeout=PATIENCE)
+    name.fill("bob")
+    files.set_input_files(str(gallery / "1.png"))
+    until(page, lambda: (server.folder / "galleries" / "bob" / "1.png").exists())
 
 
 def test_what_is_dropped_where_it_cannot_be_added_does_not_leave_the_page(shared_server, open_page):

@@ -94,6 +94,8 @@ export default {
   "upload.choose": "Add pictures",
   "upload.noPictures": "There is no picture among these files; JPG, PNG, WebP, BMP, GIF and AVIF can be used.",
   "upload.going": ({ done, total }) => `Uploading: ${done} of ${total}`,
+  "upload.elsewhere": ({ name, open }) => `The new files went into the gallery ${name}; ${open} stays as it was.`,
+  "upload.back": ({ open }) => `Go back to ${open} and add them there`,
   "upload.failed": ({ n, names, why }) => `${n} ${s(n, "file was", "files were")} not added (${names}): ${why}`,
   "upload.otherName": ({ name, got }) => `the name ${name} was taken and the new picture is called ${got}, so the table would give its caption to another one; `
     + "put these pictures into a gallery of their own, or change the names in the table and add it alone",

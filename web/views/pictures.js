@@ -6,7 +6,7 @@ import { changeForm, getForm, useForm } from "../form.js";
 import { number, said, t } from "../i18n.js";
 import { refreshGalleries } from "../live.js";
 import { loadGallery, reloadGallery } from "../gallery_data.js";
-import { filesOfDrop, folderOf, sendFiles, sortFiles } from "../uploads.js";
+import { filesOfDrop, folderOf, isText, sendFiles, sortFiles } from "../uploads.js";
 import { Field, Icon, Problem, useSettled } from "./parts.js";
 
 const SHOWN = 12;
@@ -43,10 +43,11 @@ function addFiles(files) {
   if (!inLine) {
     failed = [];
     showProblem(null);
-    setState({ sending: { done: 0, total: files.length } });
+    setState({ sending: { done: 0, total: files.length }, uploadElsewhere: null });
   }
   inLine += 1;
-  const folder = goal.then(() => galleryForFiles(files));
+  const byName = Boolean(document.querySelector(".screen-train"));   // where the name is in sight; on the others the gallery is
+  const folder = goal.then(() => galleryForFiles(files, byName));
   goal = folder.catch(() => {});
   line = line.then(() => send(folder, files));
   return line;
@@ -105,7 +106,21 @@ export function Sending() {
   const problem = useStore((s) => s.uploadProblem);
   return html`${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
       ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
+    <${Elsewhere} />
     <${Problem} error=${problem} onClose=${() => showProblem(null)} />`;
+}
+
+// That files did not go into the folder that was chosen, and the way back where they may go there.
+function Elsewhere() {
+  const form = useForm();
+  const told = useStore((s) => s.uploadElsewhere);
+  if (!told || told.folder !== form.folder) return null;
+  const back = () => {
+    changeForm({ folder: told.open.folder });
+    addFiles(told.files);
+  };
+  return html`<p class="note" role="status"><${Icon} name="folder" /><span>${t("upload.elsewhere", { name: baseName(told.folder), open: told.open.name })}
+    ${told.open.own && html` <button type="button" class="link" onClick=${back}>${t("upload.back", { open: told.open.name })}</button>`}</span></p>`;
 }
 
 function Welcome({ galleries }) {
@@ -142,15 +157,25 @@ export function useGallery(folder, resolution) {
   return gallery && gallery.folder === folder.trim() ? gallery : null;
 }
 
-// Files go into the gallery that is chosen, or into a new one where none is; a folder of the user's own is left alone. The gallery is in the
-// form before its pictures are there, so that more of them go into the same one.
-async function galleryForFiles(files) {
+// Files go into the gallery that is chosen, or into a new one where none is; a folder of the user's own is left alone. Where the name in the form has
+// become another than the one that the gallery is for, they go into the gallery of that name. The gallery is in the form before its pictures are
+// there, so that more of them go into the same one.
+async function galleryForFiles(files, byName) {
   const before = getForm().folder;
-  setState({ galleries: (await get("galleries")).galleries });
-  const folder = ownGallery() ?? (await newGallery(files));
-  if (getForm().folder === before && before !== folder) changeForm({ folder });
+  const { galleries } = await get("galleries");
+  setState({ galleries });
+  const name = getForm().name.trim();
+  const open = galleries.find((one) => one.own && one.folder === ownGallery());
+  const stays = open && (!byName || isFor(open, name, getForm().of) || files.every(isText));
+  const named = open && galleries.find((one) => one.own && one.name === name);
+  const folder = stays ? open.folder : named?.folder ?? (await newGallery(files));
+  if (getForm().folder === before) changeForm({ folder, of: name || (stays ? getForm().of : null) });
+  if (before.trim() && !stays) setState({ uploadElsewhere: { folder, files, open: open ?? { name: baseName(before) } } });
   return folder;
 }
+
+const isFor = (gallery, name, of) => !name || of === null || [of, gallery.name, gallery.name.replace(/ \d+$/, "")].includes(name);
+const baseName = (folder) => folder.trim().split(/[\\/]/).filter(Boolean).at(-1);
 
 async function newGallery(files) {
   const wanted = getForm().name.trim() || folderOf(files) || t("upload.galleryName", { date: new Date().toISOString().slice(0, 10) });

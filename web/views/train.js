@@ -48,6 +48,7 @@ function TrainForm() {
     const wanted = getForm();   // a new gallery comes into the form during its upload
     if (!wanted.folder.trim()) throw Object.assign(new Error(t("train.noFolder")), { field: "folder" });
     const { settings, steps } = await planned(wanted);
+    if (getForm().folder === wanted.folder) changeForm({ of: wanted.name.trim() });
     takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: wanted.preset }));
   };
   return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
