@@ -67,13 +67,21 @@ def _prepared(config: LanguageConfig, warnings: list[str], options: argparse.Nam
             log.warning("warning: unlike the saved run, %s", change)
     sentence = run.load(timed=options.dry_run)
     rows = config.batch_size * config.gradient_accumulation_steps * run.arguments.world_size
-    lines = [*material.report, f"base: {material.base} on {run.device}, precision {run.precision}" + (f", loaded in {config.load_in}" if config.load_in else ""),
+    lines = [*material.report, f"base: {material.base} on {run.device}, precision {run.precision}" + _bits(config, material.base),
              f"steps: {run.total_steps} of {rows} rows, {-(-run.total_steps // run.steps_per_epoch)} epochs", sentence]
     if options.dry_run:
         tokens = sum(len(sample.ids) for row in material.train.rows for sample in row) / len(material.train)
         seconds = run.total_steps * config.batch_size * config.gradient_accumulation_steps * tokens * run.needs.seconds_per_token
         lines.append(f"estimated time: {duration(seconds)} (from a measured forward and backward)")
     return run, lines
+
+
+def _bits(config: LanguageConfig, base: Path) -> str:
+    """In how many bits the base is, as the end of a sentence; "" for those of the precision."""
+    from .llm.quantised import method_of, quantised_by
+
+    quantised = quantised_by(base)
+    return f", loaded in {config.load_in}" if config.load_in else f", quantised already ({method_of(quantised)})" if quantised else ""
 
 
 def _tell_end(run: LanguageRun, outcome: Outcome, options: argparse.Namespace) -> None:
@@ -136,6 +144,7 @@ def generate_text(options: argparse.Namespace) -> int:
 
     from .llm.answering import answer
     from .llm.model import DTYPES, check_bits, load_adapter, load_base, load_tokenizer
+    from .llm.quantised import check_quantised
     from .llm.trainer import device_of
     from .precision import pick_precision
 
@@ -144,6 +153,7 @@ def generate_text(options: argparse.Namespace) -> int:
     base_name, options.lora = _base_and_lora(options.base, options.lora)
     base = find_base(base_name)
     device = device_of(options.device)
+    check_quantised(base, device, options.load_in)
     check_bits(options.load_in, device)
     dtype = DTYPES[pick_precision("auto", device)]
     adapter = Path(options.lora) if options.lora else None

@@ -18,7 +18,7 @@ def is_language_base(path: str | Path) -> bool:
     folder = path_of(path)
     try:
         if (folder / "adapter_config.json").is_file():
-            return _read(folder / "adapter_config.json").get("task_type") == "CAUSAL_LM"
+            return read_json(folder / "adapter_config.json").get("task_type") == "CAUSAL_LM"
         return any(CAUSAL.search(name) for name in architectures(folder))
     except (OSError, ValueError):
         return False
@@ -29,7 +29,7 @@ def architectures(folder: Path) -> list[str]:
     config = folder / "config.json"
     if not config.is_file():
         return []
-    names = _read(config).get("architectures")
+    names = read_json(config).get("architectures")
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -56,7 +56,7 @@ def find_base(base_model: str) -> Path:
 def adapter_base(folder: Path) -> str | None:
     """The base that an adapter folder names."""
     try:
-        name = _read(folder / "adapter_config.json").get("base_model_name_or_path")
+        name = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     except (OSError, ValueError):
         return None
     return name if isinstance(name, str) else None
@@ -71,7 +71,8 @@ def _in_cache(name: str) -> Path | None:
         return None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings in one of a model's files; ValueError when it holds none."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ import torch
 
 from ..settings import nearest
 from .config import ALL_LINEAR, LanguageConfig
+from .quantised import quantised_by
 from .tokens import Collator, Rows, Sample
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,11 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype, load_in: s
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "dtype": dtype}
+    quantised = quantised_by(folder)
     if load_in:
-        options |= {"quantization_config": quantization(load_in, dtype), "device_map": {"": device}}
+        options["quantization_config"] = quantization(load_in, dtype)
+    if load_in or quantised:
+        options["device_map"] = {"": device}
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(str(folder), output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
@@ -67,7 +71,7 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype, load_in: s
         missing = sorted(loading["missing_keys"])
         raise ValueError(f"the base {folder} lacks {len(missing)} of its weights, such as {missing[0]}; copy the whole folder again")
     model.requires_grad_(False)
-    return model if load_in else model.to(device)
+    return model if load_in or quantised else model.to(device)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 from ..device_memory import free_of, memory_of
 from ..needs import ADAM
 from .config import LanguageConfig
+from .quantised import quantised_by, stored_bytes
 
 MEASURED_TOKENS = 128
 BITS = {"4bit": 0.55, "8bit": 1.05}
@@ -38,10 +39,12 @@ class Needs:
         return text + (f"; {_gb(free)} are there" if free is not None else "")
 
 
-def weights_on_paper(folder: Path, dtype: torch.dtype, load_in: str | None) -> int:
-    """Bytes of the base's weights once it is loaded, from its config alone."""
+def weights_on_paper(folder: Path, dtype: torch.dtype, load_in: str | None, in_bits: bool = False) -> int:
+    """Bytes of the base's weights once it is loaded, from its config alone; those on the disk for a base that is kept `in_bits` of its own."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    if in_bits:
+        return stored_bytes(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False))
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -55,7 +58,7 @@ def check_fits(folder: Path, weights: int, device: torch.device, config: Languag
     there = free_memory(device)
     if there is not None and weights > there:
         raise ValueError(f"the base {folder} needs {_gb(weights)} for its weights alone and {device} has {_gb(there)} free"
-                         f"{advice(config) or '; take a smaller base, or free memory that other programs hold'}")
+                         f"{advice(config, folder) or '; take a smaller base, or free memory that other programs hold'}")
 
 
 def measure(model: Any, rows: Any, config: LanguageConfig, collate: Any, device: torch.device, mixed: torch.dtype | None = None, timed: bool = False) -> Needs:
@@ -135,13 +138,13 @@ def free_memory(device: torch.device) -> int | None:
     return memory_of(device) if free is None else free
 
 
-def advice(config: LanguageConfig) -> str:
+def advice(config: LanguageConfig, base: Path) -> str:
     """What a run could still give up, cheapest first; "" when nothing is left."""
     options = [text for text, left in (
         ("gradient_checkpointing: true", not config.gradient_checkpointing),
         (f"batch_size: {max(1, config.batch_size // 2)} with gradient_accumulation_steps: {2 * config.gradient_accumulation_steps} (the same result)",
          config.batch_size > 1),
-        ("load_in: 4bit", config.load_in != "4bit"), (f"max_length: {config.max_length // 2}", config.max_length >= 256)) if left]
+        ("load_in: 4bit", config.load_in != "4bit" and not quantised_by(base)), (f"max_length: {config.max_length // 2}", config.max_length >= 256)) if left]
     return f"; try {', then '.join(options)}" if options else ""
 
 

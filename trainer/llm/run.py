@@ -25,6 +25,7 @@ from .material import Material
 from .model import DTYPES, add_adapter, check_bits, check_packing, load_base
 from .needs import advice, check_fits, free_memory, measure, weights_on_paper
 from .peers import Peers, wait_for_all
+from .quantised import check_quantised
 from .tokens import Collator
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class LanguageRun:
         self.arguments = training_arguments(self.config, self.checkpoints)
         self.device = self.arguments.device
         self.peers = Peers(self.arguments.process_index, self.arguments.world_size, self.checkpoints)
+        self.in_bits = check_quantised(material.base, self.device, self.config.load_in, self.config)
         check_bits(self.config.load_in, self.device, self.config.optimizer)
         self.flow = Flow(self.config, self.name, self.checkpoints, measures=bool(material.held_out or material.general))
         self.trainer: Any = None
@@ -97,7 +99,7 @@ class LanguageRun:
         if not timed:
             check_writable("output_dir", self.folder)
         dtype = DTYPES[self.precision]
-        check_fits(self.material.base, weights_on_paper(self.material.base, dtype, self.config.load_in), self.device, self.config)
+        check_fits(self.material.base, weights_on_paper(self.material.base, dtype, self.config.load_in, self.in_bits), self.device, self.config)
         try:
             self.collate = Collator(self.material.tokenizer.pad_token_id, self.config.packing)
             base = load_base(self.material.base, self.device, dtype, self.config.load_in)
@@ -112,7 +114,7 @@ class LanguageRun:
         there = None if free is None else free + self.needs.weights
         sentence = self.needs.sentence(self.config, self.material.train.longest(), self.device, there)
         if there is not None and self.needs.total > there:
-            sentence += f". That is too much, and the run will probably end for lack of memory{advice(self.config)}"
+            sentence += f". That is too much, and the run will probably end for lack of memory{advice(self.config, self.material.base)}"
         return sentence
 
     def resume(self) -> list[str]:
@@ -285,7 +287,7 @@ class LanguageRun:
     def _explained(self, error: BaseException) -> BaseException:
         """A full memory as a sentence with what would need less; any other error as it is."""
         if isinstance(error, Exception) and is_out_of_memory(error):
-            return ValueError(f"the memory of {self.device} does not suffice{advice(self.config) or '; take a smaller base'} (what was saved is kept)")
+            return ValueError(f"the memory of {self.device} does not suffice{advice(self.config, self.material.base) or '; take a smaller base'} (what was saved is kept)")
         return error
 
     def _start_log(self) -> None:
