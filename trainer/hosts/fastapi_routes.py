@@ -1,4 +1,4 @@
-"""The API in stable-diffusion-webui and its forks: one route of their FastAPI, written to ASGI itself, so that any version will do."""
+"""The API in stable-diffusion-webui: one route of their FastAPI, written to ASGI itself, so that any version will do."""
 from __future__ import annotations
 
 import asyncio

@@ -1,0 +1,40 @@
+"""HotLoRA in Forge, reForge and their kind, which load models and LoRAs their own way: a tab that says where to train instead."""
+from __future__ import annotations
+
+import html
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from modules import script_callbacks, shared
+from modules.paths_internal import models_path
+
+TITLE, TAB = "HotLoRA", "hotlora"
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def register() -> None:
+    """What `scripts/hotlora.py` calls in place of the extension's own `register`, also at each reload of the UI."""
+    script_callbacks.remove_callbacks_for_function(tab)
+    script_callbacks.on_ui_tabs(tab)
+    print(f"HotLoRA: {sentences()['en']}", flush=True)
+
+
+def sentences() -> dict[str, str]:
+    """What works and where, by language."""
+    checkpoints = shared.cmd_opts.ckpt_dir or Path(models_path) / "Stable-diffusion"
+    loras = getattr(shared.cmd_opts, "lora_dir", None) or Path(models_path) / "Lora"
+    command = f'python train.py ui --base "{checkpoints}"'
+    return {
+        "en": "it trains inside stable-diffusion-webui 1.10, and not inside Forge, reForge or another fork of it, which keep models and LoRAs their own way. Train on "
+              f"the same checkpoint file on HotLoRA's own page: {command} in {ROOT}, with Python packages of its own (README.md says how). The LoRA file that it writes into "
+              f"its output/loras works here as any other once it lies in {loras}.",
+        "zh": "HotLoRA 在 stable-diffusion-webui 1.10 里训练，不能在 Forge、reForge 等分支里训练，因为它们以自己的方式保存模型和 LoRA。请在 HotLoRA 自己的页面上用同一个检查点文件训练："
+              f"在 {ROOT} 里运行 {command}（使用单独的 Python 环境，见 README.zh-CN.md）。写在 output/loras 里的 LoRA 文件放进 {loras} 后，在这里和其他 LoRA 一样使用。"}
+
+
+def tab() -> list[tuple[Any, str, str]]:
+    told = sentences()
+    with gr.Blocks(analytics_enabled=False) as container:
+        gr.HTML(f'<p lang="en">{html.escape("HotLoRA: " + told["en"])}</p><p lang="zh">{html.escape(told["zh"])}</p>')
+    return [(container, TITLE, TAB)]
