@@ -9,7 +9,7 @@ import re
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Iterator
 
 from .captions.matching import composed
 from .lora_facts import loras_and_steps, metadata_of
@@ -227,20 +227,22 @@ class Registry:
         return ValueError(f"there is no LoRA {name!r} among {len(known)} in {places}; check the name, or put its file there")
 
     def _scan(self, suffixes: tuple[str, ...]) -> dict[Path, str]:
-        """Files with one of the suffixes -> path below their folder without suffix. Links are followed, no place is visited twice."""
-        found: dict[Path, str] = {}
-        visited: set[str] = set()
-        for folder in self.folders:
-            for root, directories, names in os.walk(folder, followlinks=True):
-                real = os.path.realpath(root)
-                if real in visited:
-                    directories.clear()
-                    continue
-                visited.add(real)
-                for path in (Path(root, name) for name in names):
-                    if path.suffix.lower() in suffixes:
-                        found[path] = path.relative_to(folder).with_suffix("").as_posix()
-        return found
+        """Files with one of the suffixes -> path below their folder without suffix."""
+        return {path: path.relative_to(folder).with_suffix("").as_posix() for folder, root, _, names in walk_once(self.folders)
+                for path in (Path(root, name) for name in names) if path.suffix.lower() in suffixes}
+
+
+def walk_once(folders: Iterable[Path]) -> Iterator[tuple[Path, str, list[str], list[str]]]:
+    """What `os.walk` gives of each folder, with that folder in front. Links are followed, no place is visited twice."""
+    visited: set[str] = set()
+    for folder in folders:
+        for root, directories, names in os.walk(folder, followlinks=True):
+            real = os.path.realpath(root)
+            if real in visited:
+                directories.clear()
+                continue
+            visited.add(real)
+            yield folder, root, directories, names
 
 
 def _stem(relative: str) -> str:

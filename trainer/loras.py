@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, Iterable
 
 from .captions.matching import composed
 from .gallery_edit import Occupied, move_file
-from .live import Registry
+from .live import Registry, walk_once
 from .lora_facts import RUN, loras_and_steps, metadata_of
 
 COMPANIONS = (".preview.png", ".png", ".jpg", ".jpeg", ".webp", ".json", ".txt")
@@ -134,24 +133,13 @@ def _stem(place: str) -> str:
 
 def _files(folders: Iterable[Path]) -> list[tuple[str, Path]]:
     """Each with its path below the folder, without suffix. A file that lies in two of the folders, one within the other, counts once."""
-    found, seen = [], set()
-    for folder in dict.fromkeys(folders):
-        real = folder.resolve()
-        for path in _walk(folder):
-            inside = path.relative_to(folder)
-            if real / inside not in seen and not _is_peft(path):
-                seen.add(real / inside)
-                found.append((inside.as_posix().removesuffix(".safetensors"), path))
-    return found
-
-
-def _walk(folder: Path) -> list[Path]:
-    found = []
-    for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name not in ("trash", "jobs", "galleries", "cache", "thumbnails", "history")
-                      or not (Path(place) / "server.lock").exists()]
-        found += [Path(place, name) for name in names if name.endswith(".safetensors") and not name.startswith(".")]
-    return sorted(found)
+    found: dict[Path, list[Path]] = {}
+    for folder, place, inside, names in walk_once(folders):
+        inside[:] = [name for name in inside if name not in ("trash", "jobs", "galleries", "cache", "thumbnails", "history")
+                     or not (Path(place) / "server.lock").exists()]
+        found.setdefault(folder, []).extend(Path(place, name) for name in names if name.endswith(".safetensors") and not name.startswith("."))
+    return [(path.relative_to(folder).as_posix().removesuffix(".safetensors"), path) for folder, paths in found.items() for path in sorted(paths)
+            if not _is_peft(path)]
 
 
 def _is_peft(path: Path) -> bool:

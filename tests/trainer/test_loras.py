@@ -149,6 +149,19 @@ def test_of_one_path_in_two_lora_folders_the_first_is_meant(loras, tmp_path):
     assert [(lora["name"], lora["trained"]) for lora in list_loras(folders)] == [("anna", "7")]
 
 
+def test_linked_folders_are_listed_once_and_may_lead_in_circles(loras, tmp_path):
+    far = tmp_path / "other disk"
+    put(far / "people", "anna", trained_as="anna")
+    put(loras, "bert", trained_as="bert")
+    (loras / "linked").symlink_to(far, target_is_directory=True)
+    (far / "back").symlink_to(loras, target_is_directory=True)
+    listed = {lora["name"]: lora["path"] for lora in list_loras([loras, far])}
+    assert listed == {"anna": "linked/people/anna.safetensors", "bert": "bert.safetensors"}
+    assert [path.name for path in remove_lora(tmp_path, [loras], "anna")] == ["anna.safetensors"] and not list(far.glob("people/*"))
+    restore_lora(tmp_path, "anna")
+    assert (far / "people" / "anna.safetensors").is_file()
+
+
 def test_a_file_elsewhere_that_has_the_name_is_told(loras):
     put(loras, "anna")
     assert namesakes([loras], "anna") == [] == namesakes([loras], "bert")
