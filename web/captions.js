@@ -119,22 +119,31 @@ subscribe(() => {
 });
 setState({ drafts });
 
-export const tagsOf = (caption) => caption.split(",").map((tag) => tag.trim()).filter(Boolean);
+// In Chinese a list is parted by ， and 、
+const SEPARATOR = /\s*[,，、]\s*/;
 
-// Changes of many captions at once, each from text to text.
-export function replaceIn(caption, find, replacement, wholeTag) {
-  if (!find) return caption;
-  if (!wholeTag) return caption.split(find).join(replacement);
-  return tagsOf(caption).map((tag) => (tag === find.trim() ? replacement.trim() : tag)).filter(Boolean).join(", ");
+export const tagsOf = (caption) => caption.split(SEPARATOR).map((tag) => tag.trim()).filter(Boolean);
+
+// Changes of many captions at once, each from text to text. What is not changed keeps its own separators; of those that are looked for, one is as good as
+// another.
+export function replaceIn(caption, find, replacement) {
+  if (!tagsOf(find).length) return find ? caption.split(find).join(replacement) : caption;
+  const escaped = find.split(SEPARATOR).map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  return caption.replace(new RegExp(escaped.join(SEPARATOR.source), "g"), () => replacement);
 }
 
-export function addTag(caption, tag, atStart) {
-  const tags = tagsOf(caption);
-  if (!tag.trim() || tags.includes(tag.trim())) return caption;
-  return (atStart ? [tag.trim(), ...tags] : [...tags, tag.trim()]).join(", ");
+export function addTag(caption, typed, atStart) {
+  const known = tagsOf(caption);
+  const added = [...new Set(tagsOf(typed))].filter((tag) => !known.includes(tag));
+  if (!added.length) return caption;
+  const separator = (SEPARATOR.exec(known.length ? caption : "") ?? SEPARATOR.exec(typed) ?? [", "])[0].trimStart();
+  const rest = caption.trim().replace(atStart ? /^[\s,，、]+/ : /[\s,，、]+$/, "");
+  return (atStart ? [...added, rest] : [rest, ...added]).filter(Boolean).join(separator);
 }
 
-export function removeTag(caption, tag) {
-  const tags = tagsOf(caption);
-  return tags.includes(tag.trim()) ? tags.filter((one) => one !== tag.trim()).join(", ") : caption;
+export function removeTag(caption, typed) {
+  const gone = tagsOf(typed);
+  const parts = caption.split(new RegExp(`(${SEPARATOR.source})`));
+  const kept = parts.flatMap((tag, i) => (i % 2 || gone.includes(tag.trim()) ? [] : [[parts[i - 1], tag]]));
+  return 2 * kept.length > parts.length ? caption : kept.map(([separator, tag], i) => (i ? separator : "") + tag).join("");
 }

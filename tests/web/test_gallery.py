@@ -129,6 +129,32 @@ def test_a_tag_is_removed_where_it_is_and_nothing_else_changes(open_gallery, gal
     assert (gallery / "1.txt").read_text() == "one, two" and (gallery / "0.txt").read_text() == "one ,two;  three,,four"
 
 
+def test_tags_parted_by_chinese_commas_are_tags_and_keep_their_commas(open_gallery, gallery):
+    captions = ["蓝天，白云、小狗", "蓝天,白云,小狗", "white cloud, 白云 ,dog", "一只狗", "", "小狗"]
+    for i, caption in enumerate(captions):
+        (gallery / f"{i}.txt").write_text(caption, encoding="utf-8")
+    page = open_gallery(gallery)
+    page.get_by_text("Change many captions").click()
+
+    def become(*wanted: str) -> None:
+        until(page, lambda: [(gallery / f"{i}.txt").read_text(encoding="utf-8") for i in range(6)] == list(wanted))
+
+    tag = page.get_by_label("Tag", exact=True)
+    tag.fill("白云、 不在")
+    page.get_by_role("button", name="Remove tag").click()
+    become("蓝天、小狗", "蓝天,小狗", "white cloud ,dog", *captions[3:])
+    tag.fill("小狗，晴朗，草地")
+    page.get_by_role("button", name="Add last").click()
+    become("蓝天、小狗、晴朗、草地", "蓝天,小狗,晴朗,草地", "white cloud ,dog,小狗,晴朗,草地", "一只狗，小狗，晴朗，草地", "小狗，晴朗，草地", "小狗，晴朗，草地")
+    page.get_by_text(" tags").last.click()
+    page.get_by_role("button", name="晴朗 6").click()
+    page.get_by_text("6 pictures", exact=True).wait_for()
+    page.get_by_label("Find").fill("晴朗, 草地")
+    page.get_by_label("Replace with").fill("阴天")
+    page.get_by_role("button", name="Replace", exact=True).click()
+    become("蓝天、小狗、阴天", "蓝天,小狗,阴天", "white cloud ,dog,小狗,阴天", "一只狗，小狗，阴天", "小狗，阴天", "小狗，阴天")
+
+
 def test_undo_leaves_captions_that_were_typed_since(open_gallery, gallery):
     page = open_gallery(gallery)
     page.get_by_text("Change many captions").click()
