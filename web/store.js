@@ -17,7 +17,7 @@ let state = {
   details: {},                // whole jobs by id
   loras: null,
   sending: null,              // how far an upload is: {done, total}
-  uploadProblem: null,
+  uploadProblem: null,        // {failed: [{name, error}]}, {noPictures}, or an error
   uploadElsewhere: null,      // that files did not go into the folder that was chosen: {folder: where they went, files, open: the one that was chosen}
   trainWaits: false,          // whether a run is to begin as soon as the upload has ended
   logs: {},                   // lines by job id

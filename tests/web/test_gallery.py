@@ -444,6 +444,25 @@ def test_pictures_that_are_added_while_others_are_sent_go_into_the_same_gallery(
     assert len(list(made.glob("*.png"))) == 5 and not list(made.parent.glob("together 2"))
 
 
+@pytest.mark.parametrize("locale, sentences", [
+    ("en-US", ["1 file was not added (a.png): a.png cannot be used: the file is truncated",
+               "2 files were not added (b.heic, c.heic): each is neither a picture (",
+               "1 file was not added (0.txt): 0.txt is larger than a megabyte, which is no caption"]),
+    ("zh-CN", ["有 1 个文件没有添加（a.png）：a.png 无法使用：文件不完整", "有 2 个文件没有添加（b.heic，c.heic）：它们 既不是图片（",
+               "有 1 个文件没有添加（0.txt）：0.txt 超过 1 MB，不是描述文件"])])
+def test_each_file_that_is_not_added_is_named_with_its_own_reason(server, open_page, gallery, locale, sentences):
+    page = open_page(server, "#/gallery", locale=locale)
+    whole = (gallery / "0.png").read_bytes()
+    page.locator("input[type=file]").first.set_input_files([
+        {"name": "0.png", "mimeType": "image/png", "buffer": whole}, {"name": "a.png", "mimeType": "image/png", "buffer": whole[:len(whole) // 2]},
+        {"name": "b.heic", "mimeType": "image/heic", "buffer": b"not read"}, {"name": "c.heic", "mimeType": "image/heic", "buffer": b"not read"},
+        {"name": "0.txt", "mimeType": "text/plain", "buffer": b"a" * 1_100_000}])
+    lines = page.locator(".problem p")
+    lines.wait_for()
+    told = lines.inner_text().split("\n")
+    assert len(told) == 3 and all(line.startswith(sentence) for line, sentence in zip(sorted(told), sorted(sentences))), told
+
+
 def test_train_waits_for_the_pictures_that_are_on_their_way(shared_server, held_uploads, gallery):
     page, held, let_go = held_uploads("#/train")
     files, asked = page.locator(".dropzone input[type=file]"), []

@@ -97,6 +97,7 @@ export default {
   "upload.elsewhere": ({ name, open }) => `The new files went into the gallery ${name}; ${open} stays as it was.`,
   "upload.back": ({ open }) => `Go back to ${open} and add them there`,
   "upload.failed": ({ n, names, why }) => `${n} ${s(n, "file was", "files were")} not added (${names}): ${why}`,
+  "upload.each": "each",
   "upload.otherName": ({ name, got }) => `the name ${name} was taken and the new picture is called ${got}, so the table would give its caption to another one; `
     + "put these pictures into a gallery of their own, or change the names in the table and add it alone",
   "upload.galleryName": ({ date }) => `pictures ${date}`,

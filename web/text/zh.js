@@ -99,6 +99,7 @@ export default {
   "upload.elsewhere": ({ name, open }) => `新文件放进了图集“${name}”；“${open}”没有变动。`,
   "upload.back": ({ open }) => `回到“${open}”，把它们加到那里`,
   "upload.failed": ({ n, names, why }) => `有 ${n} 个文件没有添加（${names}）：${why}`,
+  "upload.each": "它们",
   "upload.otherName": ({ name, got }) => `名称 ${name} 已被占用，新图片改名为 ${got}，表格会把它的描述给另一张图片；请把这些图片放进单独的图集，或修改表格里的文件名后单独添加表格`,
   "upload.galleryName": ({ date }) => `图片 ${date}`,
 

@@ -31,8 +31,21 @@ export function Pictures({ error }) {
   <//>`;
 }
 
-const failedText = (failed) => t("upload.failed", {
-  n: failed.length, names: failed.slice(0, 3).map((one) => one.name).join(", "), why: said(failed[0].error.message) });
+const NAMED = 8;
+
+// What was not added, each file with its own reason; files that were turned down for the same one stand together.
+function failedFiles(failed) {
+  const groups = new Map();
+  for (const one of failed) {
+    const reason = one.error.message.replaceAll(one.name, "\0");
+    groups.set(reason, [...(groups.get(reason) ?? []), one]);
+  }
+  const sentences = [...groups].map(([reason, some]) => t("upload.failed", {
+    n: some.length, names: some.slice(0, NAMED).map((one) => one.name).join(t("comma")) + (some.length > NAMED ? "…" : ""),
+    why: said(reason.replaceAll("\0", () => (some.length > 1 ? t("upload.each") : some[0].name))) }));
+  const isLong = [...groups.values()].some((some) => some.length > NAMED);
+  return { message: sentences.join("\n"), details: isLong && failed.map(({ name, error }) => `${name}: ${said(error.message)}`).join("\n") };
+}
 
 let goal = Promise.resolve();   // where files go is settled one after the other, and then at once: what is chosen later is for later files
 let line = Promise.resolve();   // uploads come one after the other, whichever screen they were begun on
@@ -65,7 +78,7 @@ async function send(into, files) {
   }
   inLine -= 1;
   if (!inLine) setState({ sending: null });
-  if (failed.length) showProblem(failedText(failed));
+  if (failed.length) showProblem({ failed: [...failed] });
 }
 
 // After the last upload in line, also of those that come meanwhile: whether all files were taken.
@@ -87,7 +100,7 @@ const showProblem = (uploadProblem) => setState({ uploadProblem });
 async function take(files) {
   const sorted = sortFiles(files, Boolean(ownGallery()));
   if (sorted.length) await addFiles(sorted);
-  else if (files.length) showProblem(t("upload.noPictures"));
+  else if (files.length) showProblem({ noPictures: true });
 }
 
 const takeDrop = (transfer) => filesOfDrop(transfer).then(take).catch(showProblem);
@@ -107,8 +120,11 @@ export function Sending() {
   return html`${sending && html`<div class="sending" role="status"><div class="progress running"><div style=${{ width: `${(100 * sending.done) / sending.total}%` }}></div></div>
       ${t("upload.going", { done: number(sending.done), total: number(sending.total) })}</div>`}
     <${Elsewhere} />
-    <${Problem} error=${problem} onClose=${() => showProblem(null)} />`;
+    <${Problem} error=${problem && inWords(problem)} onClose=${() => showProblem(null)} />`;
 }
+
+// Put into words when it is shown: the language may have been changed since.
+const inWords = (problem) => (problem.failed ? failedFiles(problem.failed) : problem.noPictures ? t("upload.noPictures") : problem);
 
 // That files did not go into the folder that was chosen, and the way back where they may go there.
 function Elsewhere() {
