@@ -504,6 +504,22 @@ def test_train_waits_for_the_pictures_that_are_on_their_way(shared_server, held_
     assert len(asked) == 2 and train.is_enabled()
 
 
+@pytest.mark.parametrize("screen", ["train", "gallery"])
+def test_pictures_on_their_way_are_not_said_to_be_missing(shared_server, held_uploads, gallery, screen):
+    page, held, let_go = held_uploads(f"#/{screen}")
+    missing = page.get_by_text("add some first").or_(page.get_by_text("No pictures here yet"))
+    answered = []
+    page.on("response", lambda answer: answered.append(answer) if "/jobs/plan" in answer.url or "quick=false" in answer.url else None)
+    page.locator("input[type=file]").first.set_input_files([str(gallery / f"{i}.png") for i in range(3)])
+    until(page, lambda: bool(held and answered))
+    page.wait_for_timeout(100)
+    assert missing.count() == 0 and page.locator(".sending").count() == 1
+    if screen == "train":
+        assert page.locator(".told").inner_text() == "The plan comes when the pictures are here."
+    let_go()
+    page.locator(".told", has_text="3 pictures").or_(page.locator(".gallery-bar", has_text="3 pictures")).wait_for()
+
+
 def test_another_folder_that_is_chosen_during_an_upload_stays_chosen_and_gets_none_of_it(shared_server, held_uploads, gallery):
     other = shared_server.post("galleries", {"name": "the other"})["folder"]
     page, held, let_go = held_uploads("#/train")

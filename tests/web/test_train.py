@@ -112,6 +112,28 @@ def test_the_plan_is_asked_for_once_and_follows_what_happens_to_the_pictures(ser
     context.close()
 
 
+def test_the_plan_of_another_folder_or_name_is_not_shown_as_this_one_s(shared_server, open_page, gallery, tmp_path):
+    page = open_page(shared_server)
+    folder, name, told = page.locator("input[list=hl-folders]"), page.get_by_label("Name", exact=True), page.locator(".told")
+    name.fill("mascot")
+    folder.fill(str(gallery))
+    page.locator(".told", has_text="6 pictures").wait_for()
+    held = []
+    page.route("**/jobs/plan", lambda route: held.append(route))
+    name.fill("")
+    assert "mascot" not in name.get_attribute("placeholder") and page.get_by_text("Empty: mascot").count() == 0
+    until(page, lambda: len(held) == 1)
+    folder.fill(str(tmp_path / "another"))
+    page.wait_for_timeout(50)
+    assert told.inner_text() == "Reading the folder…"
+    until(page, lambda: len(held) == 2)
+    held.pop().continue_()
+    page.locator(".told.wrong", has_text="another does not exist").wait_for()
+    folder.fill(str(gallery))
+    page.wait_for_timeout(50)
+    assert told.inner_text() == "Reading the folder…"
+
+
 def test_the_viewer_walks_by_keys_and_compares(server, open_page, gallery):
     job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "seen", "steps": 2, "resolution": 64, "preview_steps": 1,
                                             "preview_prompts": ["one", "two"]}})

@@ -73,6 +73,7 @@ export default {
   "preset.best.hint": "Twice the steps, a larger LoRA: for fine detail.",
 
   "plan.noFolder": "Choose pictures to see what a training would do.",
+  "plan.coming": "The plan comes when the pictures are here.",
   "plan.reading": "Reading the folder…",
   "plan.pictures": ({ n, shown }) => `${shown} ${s(n, "picture", "pictures")}`,
   "plan.steps": ({ n, shown }) => `${shown} ${s(n, "step", "steps")}`,

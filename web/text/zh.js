@@ -75,6 +75,7 @@ export default {
   "preset.best.hint": "步数加倍，LoRA 较大：适合细节多的内容。",
 
   "plan.noFolder": "选择图片后，这里会说明训练将如何进行。",
+  "plan.coming": "图片上传完后显示训练计划。",
   "plan.reading": "正在读取文件夹……",
   "plan.pictures": ({ shown }) => `${shown} 张图片`,
   "plan.steps": ({ shown }) => `${shown} 步`,

@@ -9,7 +9,7 @@ import { reloadGallery } from "../gallery_data.js";
 import { language, number, said, t } from "../i18n.js";
 import { TOKENS, tokensOf } from "../tokens.js";
 import { Action, Empty, Icon, Problem } from "./parts.js";
-import { DropZone, FileButton, Sending, useGallery } from "./pictures.js";
+import { DropZone, FileButton, Sending, useGallery, useIsComing } from "./pictures.js";
 import { CaptionDialog, CaptionProgress, UndoCaptions } from "./caption_dialog.js";
 import { CheckPanel, leaveOut, LeftOut } from "./check.js";
 import { GalleryTools } from "./gallery_tools.js";
@@ -37,6 +37,7 @@ export function GalleryScreen() {
   const gallery = useGallery(form.folder, resolution);
   const error = useStore((s) => s.galleryError);
   const loading = useStore((s) => s.galleryLoading);
+  const isComing = useIsComing(form.folder);
   useStore((s) => s.drafts);
   useStore((s) => s.tokensKnown);
   const [search, setSearch] = useState("");
@@ -63,8 +64,8 @@ export function GalleryScreen() {
     <${Sending} />
     <${Problem} error=${problem} onClose=${() => setProblem(null)} />
     ${form.folder.trim() && error && html`<${Problem} error=${error} />`}
-    ${!form.folder.trim() && html`<${Empty} icon="images" title=${t("gallery.none")}><p>${t("upload.drop")}</p><p class="hint">${t("upload.hint")}</p><//>`}
-    ${gallery && !pictures.length && !loading && html`<${Empty} icon="images" title=${t("gallery.empty")}><p>${t("upload.drop")}</p><//>`}
+    ${!form.folder.trim() && !isComing && html`<${Empty} icon="images" title=${t("gallery.none")}><p>${t("upload.drop")}</p><p class="hint">${t("upload.hint")}</p><//>`}
+    ${gallery && !pictures.length && !loading && !isComing && html`<${Empty} icon="images" title=${t("gallery.empty")}><p>${t("upload.drop")}</p><//>`}
     ${loading && !gallery && html`<p class="hint" aria-busy="true">${t("plan.reading")}</p>`}
     ${gallery && html`<${Notices} gallery=${gallery} />`}
     ${gallery && html`<${CaptionProgress} folder=${gallery.root} />`}

@@ -49,24 +49,26 @@ function failedFiles(failed) {
 
 let goal = Promise.resolve();   // where files go is settled one after the other, and then at once: what is chosen later is for later files
 let line = Promise.resolve();   // uploads come one after the other, whichever screen they were begun on
-let inLine = 0;
+let targets = [];               // of each upload in line: {folder}, null while that is not settled
 let failed = [];                // of all uploads in line, so that none takes the place of another's
 
 function addFiles(files) {
-  if (!inLine) {
+  if (!targets.length) {
     failed = [];
     showProblem(null);
     setState({ sending: { done: 0, total: files.length }, uploadElsewhere: null });
   }
-  inLine += 1;
+  const target = { folder: null };
+  targets.push(target);
   const byName = Boolean(document.querySelector(".screen-train"));   // where the name is in sight; on the others the gallery is
   const folder = goal.then(() => galleryForFiles(files, byName));
   goal = folder.catch(() => {});
-  line = line.then(() => send(folder, files));
+  folder.then((found) => { target.folder = found; }).catch(() => {});
+  line = line.then(() => send(folder, files, target));
   return line;
 }
 
-async function send(into, files) {
+async function send(into, files, target) {
   try {
     const folder = await into;
     failed.push(...(await sendFiles(folder, files, (done, total) => setState({ sending: { done, total } }))).failed);
@@ -76,20 +78,23 @@ async function send(into, files) {
   } catch (error) {
     failed.push(...files.map(({ name }) => ({ name, error })));
   }
-  inLine -= 1;
-  if (!inLine) setState({ sending: null });
+  targets = targets.filter((one) => one !== target);
+  if (!targets.length) setState({ sending: null });
   if (failed.length) showProblem({ failed: [...failed] });
 }
 
 // After the last upload in line, also of those that come meanwhile: whether all files were taken.
 export async function uploadsEnded() {
-  if (!inLine) return true;
-  while (inLine) await line;
+  if (!targets.length) return true;
+  while (targets.length) await line;
   return !failed.length;
 }
 
+// Whether pictures are on their way into a folder, as the form has it. What the server says of it meanwhile is not what it will be.
+export const useIsComing = (folder) => Boolean(useStore((s) => s.sending)) && targets.some((one) => [null, folder.trim()].includes(one.folder));
+
 window.addEventListener("beforeunload", (event) => {
-  if (!inLine) return;
+  if (!targets.length) return;
   event.preventDefault();
   event.returnValue = true;   // browsers of before 2024 ask only with it
 });

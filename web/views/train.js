@@ -7,7 +7,7 @@ import { duration, number, said, settingName, t } from "../i18n.js";
 import { lazy } from "../lazy.js";
 import { activeJob, currentJob, takeOwnJob } from "../live.js";
 import { Action, Choice, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
-import { Pictures, uploadsEnded } from "./pictures.js";
+import { Pictures, uploadsEnded, useIsComing } from "./pictures.js";
 
 let openedEarly = false;   // before its module had come
 const Advanced = lazy(() => import("./advanced.js"), "Advanced",
@@ -39,6 +39,7 @@ function TrainForm() {
   const form = useForm();
   const [error, setError] = useState(null);
   const plan = usePlan(form);
+  const ownName = plan.told && !plan.of.name ? plan.told.name : "";
   const where = fieldOf(error, form);
   const status = useStore((s) => s.status);
   const first = useRef(null);
@@ -54,10 +55,10 @@ function TrainForm() {
   return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
     <${Pictures} error=${where === "folder" ? said(error.message) : ""} />
     <div class="pair">
-      <${Field} label=${t("train.name")} hint=${form.name ? "" : plan.told?.name ? t("train.nameIs", { name: plan.told.name }) : t("train.nameHint")}
+      <${Field} label=${t("train.name")} hint=${form.name ? "" : ownName ? t("train.nameIs", { name: ownName }) : t("train.nameHint")}
         error=${where === "name" ? said(error.message) : ""}>
         ${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${form.name} autocomplete="off" spellcheck=${false}
-          placeholder=${plan.told?.name ?? "my_face"} onInput=${(event) => changeForm({ name: event.target.value })} />`}
+          placeholder=${ownName || "my_face"} onInput=${(event) => changeForm({ name: event.target.value })} />`}
       <//>
       <${Field} label=${t("train.trigger")} hint=${t("train.triggerHint")} error=${where === "trigger" ? said(error.message) : ""}>
         ${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${form.trigger} autocomplete="off" spellcheck=${false}
@@ -118,35 +119,42 @@ async function planned(form) {
   return { settings, steps: told.steps };
 }
 
-// The plan for what is in the form, a moment after the last change.
+const NO_PLAN = { told: null, error: null };
+
+// The plan for what is in the form, a moment after the last change; of another folder, and of one before pictures came, there is none.
 function usePlan(form) {
-  const asked = useSettled(JSON.stringify(question(form)));
+  const now = JSON.stringify(question(form));
+  const asked = useSettled(now);
   const isLost = useStore((s) => s.connection === "lost");
   const changes = useStore((s) => s.galleryChanges);
-  const [plan, setPlan] = useState({ told: null, error: null });
+  const [plan, setPlan] = useState(NO_PLAN);
   useEffect(() => {
     const body = JSON.parse(asked);
     if (!body.settings.train_data_dir) {
-      setPlan({ told: null, error: null });
+      setPlan(NO_PLAN);
       return undefined;
     }
     const leave = new AbortController();
+    const of = { ...body.settings, asked, changes };
     post("jobs/plan", body, { signal: leave.signal }).then(
-      (told) => setPlan({ told, error: null }),
+      (told) => setPlan({ told, of, error: null }),
       // a server that is away says nothing about the form
-      (error) => { if (error.status) setPlan({ told: null, error }); });
+      (error) => { if (error.status) setPlan({ told: null, of, error }); });
     return () => leave.abort();
   }, [asked, isLost, changes]);
-  return plan;
+  if (plan.of?.train_data_dir !== form.folder.trim() || (plan.error && plan.of.changes !== changes)) return NO_PLAN;
+  return { ...plan, isOld: plan.of.asked !== now || plan.of.changes !== changes };
 }
 
 function Told({ form, plan }) {
+  const isComing = useIsComing(form.folder);
+  if (isComing) return html`<p class="told quiet" aria-busy="true">${t("plan.coming")}</p>`;
   if (!form.folder.trim()) return html`<p class="told quiet">${t("plan.noFolder")}</p>`;
   if (plan.error) return html`<p class="told wrong" role="status"><${Icon} name="warn" />${said(plan.error.message)}</p>`;
   if (!plan.told) return html`<p class="told quiet" aria-busy="true">${t("plan.reading")}</p>`;
   const { told } = plan;
   const settings = spread(settingsOf(form), told.steps);
-  return html`<div class="told" role="status">
+  return html`<div class=${`told ${plan.isOld ? "old" : ""}`} role="status" aria-busy=${plan.isOld}>
     <p><strong>${planSentence(told, settings)}</strong><span>${moreOf(settings)}</span>${ofBase(told) && html`<span>${ofBase(told)}</span>`}</p>
     ${told.captions && html`<p class="note"><${Icon} name="wand" />${t("plan.captions", { n: told.captions.count, model: told.captions.model, into: told.captions.into })}</p>`}
     <${NothingToCallIt} form=${form} />
