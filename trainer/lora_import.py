@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import secrets
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ from PIL import Image
 from .bundle import MANIFEST
 from .bundle_read import DAMAGED
 from .bundle_run import PREVIEW, RESULT, RESULT_FORMAT, RESULT_VERSION
+from .captions.matching import composed
 from .host import Host
 from .hosts.base_files import BaseFacts, facts_of_files
 from .lora_file import load_lora
@@ -46,9 +48,12 @@ def import_lora(host: Host, file: str, data: bytes) -> Imported:
 
     A LoRA of its name is kept as `name-v1`. ValueError when it is no LoRA, OutputError when it cannot be written; nothing is changed then.
     """
+    given = Path(file.replace("\\", "/"))
+    file = safe_name(given.stem) + given.suffix.lower()[:20]  # what a browser tells is a name, whatever else is sent
     lora, name, preview = _of_result(file, data) if data[:4] == b"PK\x03\x04" else (data, "", None)
     metadata = _metadata(host, file, lora)
-    name = name or _name_of(file, metadata)
+    trained_as = _trained_as(metadata)
+    name = name or _name_of(given.stem, trained_as)
     path = host.lora_folders()[0] / f"{name}.safetensors"
     is_same = path.is_file() and path.read_bytes() == lora
     kept = None if is_same else write_atomically(path, lora, keep_old=True)
@@ -59,6 +64,8 @@ def import_lora(host: Host, file: str, data: bytes) -> Imported:
         host.lora_written(written.stem, written)
     base = BaseFacts(metadata.get("ss_sd_model_name") or "", metadata.get("ss_new_sd_model_hash") or "")
     warnings = [*_doubts(host, name, base), *namesakes(host.lora_folders(), name)]
+    if trained_as and name != trained_as:
+        warnings.append(f"{name} was trained as {trained_as}, and is called here as its file is: its tag is <lora:{name}:1>")
     if is_same:
         warnings.append(f"{name} is here already, with the very same content")
     if not metadata.get("hotlora.version"):
@@ -108,7 +115,7 @@ def _picture(data: bytes) -> bytes | None:
 def _metadata(host: Host, file: str, lora: bytes) -> dict[str, str]:
     """What the file says of itself, once it has been read as a LoRA. ValueError when it cannot be."""
     place = host.home / "imports" / secrets.token_hex(6)
-    path = place / f"{safe_name(Path(file).stem)}.safetensors"
+    path = place / f"{Path(file).stem}.safetensors"
     try:
         write_atomically(path, lora)
         return load_lora(path)[1]
@@ -118,10 +125,19 @@ def _metadata(host: Host, file: str, lora: bytes) -> dict[str, str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
-def _name_of(file: str, metadata: dict[str, str]) -> str:
-    """The name that it was trained under, as browsers change those of downloads; else that of the file."""
-    given = metadata.get("ss_output_name", "") if metadata.get("hotlora.version") else ""
-    return given if given and safe_name(given) == given else safe_name(Path(file.replace("\\", "/")).stem)
+def _trained_as(metadata: dict[str, str]) -> str:
+    """The name that HotLoRA gave the file; empty for another program's, or for one that cannot be used here."""
+    name = metadata.get("ss_output_name", "") if metadata.get("hotlora.version") else ""
+    return name if name and safe_name(name) == name else ""
+
+
+def _name_of(stem: str, trained_as: str) -> str:
+    """That of the file, as its user may have chosen it. The number that browsers put behind a second download is nobody's choice, and a name that cannot be
+    used gives way to the one that it was trained under."""
+    if not trained_as:
+        return safe_name(stem)
+    stem = composed(re.sub(r" ?\(\d+\)$", "", stem))
+    return stem if safe_name(stem) == stem else trained_as
 
 
 def _doubts(host: Host, name: str, trained_on: BaseFacts) -> list[str]:

@@ -13,7 +13,6 @@ from ..job_settings import base_of, checked_settings, with_preset
 from ..job_store import Job
 from ..jobs import NotNow
 from ..lora_import import LARGEST, base_name, import_lora
-from ..names import safe_name
 from ..run import read_material
 from .job_routes import RUN, check_paths, run_of
 from .messages import ApiError, Response
@@ -80,9 +79,7 @@ def download(call: Call) -> Response:
 
 
 def bring_back(call: Call) -> dict:
-    host = call.api.host
-    # what a browser tells is a name, whatever else is sent
-    done = import_lora(host, safe_name(Path(call.query["file"].replace("\\", "/")).stem) + Path(call.query["file"]).suffix.lower()[:20], call.data)
+    done = import_lora(call.api.host, call.query["file"], call.data)
     call.api.jobs.events.add("loras", names=[name for name in (done.kept, done.name) if name])
     return done.public()
 

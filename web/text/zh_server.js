@@ -89,6 +89,7 @@ export const zhServer = [
   [/^all pictures of (.*) are left out; put some back$/, "$1 里的图片都已排除；请放回一些"],
   [/^(.*) was trained on (.*), and (.*) is loaded here: .*$/, "$1 是在 $2 上训练的，而这里加载的是 $3：效果可能不同，甚至不起作用；请加载训练它的基础模型"],
   [/^(.*) was trained on (.*); draw with that base$/, "$1 是在 $2 上训练的；请用这个基础模型生成图片"],
+  [/^(.*) was trained as (.*), and is called here as its file is: its tag is (<lora:.*>)$/, "$1 训练时名为 $2，这里按文件名称呼：标签是 $3"],
   [/^(.*) is here already, with the very same content$/, "$1 已经在这里，内容完全相同"],
   [/^(.*) is also the name of (.*): (<lora:.*>) cannot tell them apart; .*$/, "$1 也是 $2 的名称，$3 无法区分；请重命名那个文件，或给这个 LoRA 换一个名称"],
   [/^init_lora (.*) has layers of a text encoder only, .*$/, "init_lora 的 $1 只有文本编码器的层，而这里不训练它；请换一个 LoRA"],

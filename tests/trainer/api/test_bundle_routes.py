@@ -115,6 +115,16 @@ def test_a_file_alone_comes_back_under_the_name_it_was_trained_with(client, resu
     assert not list((host.home / "imports").iterdir())
 
 
+def test_a_file_that_was_renamed_keeps_the_name_of_its_user(client, result, loras):
+    (loras / "face.safetensors").write_bytes(b"mine")
+    [told] = (done := send(client, "C:\\loras\\my face 2.safetensors", result))["warnings"]
+    assert (done["name"], done["kept"]) == ("my face 2", None) and told == (
+        "my face 2 was trained as face, and is called here as its file is: its tag is <lora:my face 2:1>")
+    assert (loras / "my face 2.safetensors").read_bytes() == result and (loras / "face.safetensors").read_bytes() == b"mine"
+    assert send(client, "my face 2 (1).safetensors", result)["name"] == "my face 2"
+    assert send(client, "fa?ce.safetensors", result)["name"] == "face", "no file can have that name here"
+
+
 def test_saved_steps_of_a_lora_that_another_one_replaces_are_not_listed_with_that(client, result, gallery, loras):
     settings = {"train_data_dir": str(gallery), **SETTINGS, "save_steps": 2}
     until_ended(client, client.post("jobs", {"settings": settings}, 201)["id"])
