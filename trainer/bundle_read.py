@@ -236,7 +236,8 @@ def _gallery(bundle: Bundle, place: Path, entries: list[dict[str, Any]], config:
             raise ValueError(f"{entry['name']} in {bundle.path} cannot be read as a picture: {error}; leave it out and export the job again") from None
         path = _own_path(path, taken)
         mask = place / entry["mask"] if entry.get("mask") else None
-        examples.append(Example(path, entry["caption"], facts.width, facts.height, entry["repeats"], facts.content_hash, mask, is_prior, entry["written"]))
+        examples.append(Example(path, entry["caption"], facts.width, facts.height, entry["repeats"], facts.content_hash, mask, is_prior, entry["written"],
+                                facts.is_converted))
     return Gallery(place / ("prior" if is_prior else "pictures"), examples, caption_sources={"the bundle": len(examples)})
 
 

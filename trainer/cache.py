@@ -59,7 +59,7 @@ class LatentCache:
         report = CacheReport()
         for done, example in enumerate(examples):
             bucket = bucket_of(example)
-            key = _key("latents", self.encoder_id, example.content_hash, mask_hash(example, masks), list(bucket), crops, flip, seed, masks,
+            key = _key("latents", self.encoder_id, example.seen_hash, mask_hash(example, masks), list(bucket), crops, flip, seed, masks,
                        _code_hash(augmentation))
             path = self._paths[example.path, example.is_prior] = self.folder / f"{key}.safetensors"
             found = read_entry(path)

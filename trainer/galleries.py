@@ -21,7 +21,7 @@ from .gallery import _in_threads
 from .gallery_files import GalleryFiles, existing_folder, folder_repeats, list_files, printable, relative_name
 from .left_out import left_out
 from .output_files import OutputError, write_atomically
-from .pictures import PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture
+from .pictures import PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture, to_rgb
 
 log = logging.getLogger(__name__)
 RECENT = 20
@@ -185,7 +185,7 @@ def thumbnail(home: Path, path: Path, size: int) -> bytes:
     import hashlib
 
     name, modified, length = _version(path)
-    key = hashlib.blake2b(f"{os.path.realpath(name)}|{modified}|{length}|{size}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    key = hashlib.blake2b(f"sRGB|{os.path.realpath(name)}|{modified}|{length}|{size}".encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
     kept = home / "thumbnails" / key[:2] / f"{key}.jpg"
     try:
         return kept.read_bytes()
@@ -216,7 +216,7 @@ def _draft(path: Path, size: int) -> Image.Image | None:
             return None
         turned = picture.getexif().get(0x0112, 1) != 1
         picture.draft("RGB", (2 * size, 2 * size))
-        return None if turned else picture.convert("RGB")
+        return None if turned else to_rgb(picture)
     except Exception:  # what is wrong is said by the full decoding
         return None
 

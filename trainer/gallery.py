@@ -28,7 +28,7 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 class Example:
     """One picture to learn from; width and height in pixels after rotation, `content_hash` of the file's bytes.
 
-    `written` is the caption as it was found, before the trigger was put first; empty when none was.
+    `written` is the caption as it was found, before the trigger was put first; empty when none was. `is_converted`: see PictureFacts.
     """
 
     path: Path
@@ -40,6 +40,12 @@ class Example:
     mask_path: Path | None = None
     is_prior: bool = False
     written: str = field(default="", compare=False)
+    is_converted: bool = field(default=False, compare=False)
+
+    @property
+    def seen_hash(self) -> str:
+        """Of what is seen, to keep what was made of it: `content_hash` alone until colours are converted, which earlier versions did not."""
+        return f"{self.content_hash} sRGB" if self.is_converted else self.content_hash
 
 
 @dataclass
@@ -115,7 +121,7 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
         sources[source] += 1
         transparent += found.has_alpha
         gallery.examples.append(Example(path, add_trigger(caption, trigger), found.width, found.height, repeats * times,
-                                        found.content_hash, files.mask_of(path) if masks else None, is_prior, written))
+                                        found.content_hash, files.mask_of(path) if masks else None, is_prior, written, found.is_converted))
     gallery.skipped.sort(key=lambda item: path_order(item.path, root))
     if not gallery.examples:
         raise ValueError(_no_pictures(gallery))

@@ -91,7 +91,7 @@ def check_gallery(gallery: Gallery, *, resolution: int | None = None, purpose: s
         raise ValueError(f"purpose is {str(purpose)[:80]!r} but must be one of {', '.join(PURPOSES)}; change it, or remove it")
     began = time.monotonic()
     examples = gallery.examples
-    looks = look_at_all([(example.path, example.content_hash) for example in examples], LookCache(cache), max_megapixels, progress)
+    looks = look_at_all([(example.path, example.seen_hash) for example in examples], LookCache(cache), max_megapixels, progress)
     subject = Subject(
         names=[relative_name(example.path, gallery.root) for example in examples], sizes=[(example.width, example.height) for example in examples],
         hashes=[example.content_hash for example in examples], captions=[example.written for example in examples], looks=looks,

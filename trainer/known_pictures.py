@@ -11,7 +11,7 @@ from .output_files import OutputError, write_atomically
 from .pictures import PictureFacts, check_picture, read_bytes
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 
 
 class KnownPictures:

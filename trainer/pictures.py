@@ -1,4 +1,4 @@
-"""Picture files as Pillow pictures: turned upright, in 8 bit RGB, or refused with a reason that a user understands."""
+"""Picture files as Pillow pictures: turned upright, in 8 bit sRGB, or refused with a reason that a user understands."""
 from __future__ import annotations
 
 import hashlib
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from .colours import from_printing_colours, is_converted, to_srgb
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".avif", ".jfif"))
 BIG_MEGAPIXELS = 40.0
@@ -31,12 +33,14 @@ _one_big_picture = threading.Lock()
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What one full decoding tells: size in pixels after rotation, whether anything is transparent, hash of the file."""
+    """What one full decoding tells: size in pixels after rotation, whether anything is transparent, hash of the file, and whether `read_picture`
+    converts its colours to sRGB."""
 
     width: int
     height: int
     has_alpha: bool
     content_hash: str
+    is_converted: bool = False
 
 
 class _Stream(io.BytesIO):
@@ -55,11 +59,11 @@ class _Stream(io.BytesIO):
 
 
 def read_picture(path: str | Path, max_megapixels: float = 180.0) -> Image.Image:
-    """The picture in mode RGB, upright by its EXIF rotation; the first frame, 16 bit scaled to 8, transparency over white.
+    """The picture in mode RGB with the colours of sRGB, upright by its EXIF rotation; the first frame, 16 bit scaled to 8, transparency over white.
 
     Raises UnreadablePicture with the reason: not a picture, truncated, empty, or more than `max_megapixels` million pixels.
     """
-    return _guarded(lambda: _to_rgb(_upright(_decode(read_bytes(path, max_megapixels), max_megapixels))))
+    return _guarded(lambda: to_rgb(_upright(_decode(read_bytes(path, max_megapixels), max_megapixels))))
 
 
 def read_alpha(path: str | Path, max_megapixels: float = 180.0) -> Image.Image | None:
@@ -75,7 +79,7 @@ def check_picture(data: bytes, max_megapixels: float = 180.0) -> PictureFacts:
     def facts() -> PictureFacts:
         picture = _decode(data, max_megapixels)
         width, height = picture.size if _orientation(picture) < 5 else picture.size[::-1]
-        return PictureFacts(width, height, _alpha(picture) is not None, hashlib.blake2b(data, digest_size=16).hexdigest())
+        return PictureFacts(width, height, _alpha(picture) is not None, hashlib.blake2b(data, digest_size=16).hexdigest(), is_converted(picture))
     return _guarded(facts)
 
 
@@ -162,27 +166,18 @@ def _alpha(picture: Image.Image) -> Image.Image | None:
     return alpha if alpha.getextrema()[0] < 255 else None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture as Pillow decodes it, in mode RGB: colours by its profile in sRGB, 16 bit scaled to 8, transparency over white."""
     if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
         return _from_16_bit(picture)
-    if picture.mode == "CMYK" and picture.info.get("icc_profile"):
-        return _from_printing_colours(picture)
-    alpha = _alpha(picture)
-    if alpha is None:
-        return picture.convert("RGBA").convert("RGB") if _has_alpha(picture) else picture.convert("RGB")
+    if picture.mode == "CMYK":
+        return from_printing_colours(picture)
+    rgb = to_srgb(picture.convert("RGBA").convert("RGB") if _has_alpha(picture) else picture.convert("RGB"), picture)
+    if (alpha := _alpha(picture)) is None:
+        return rgb
     white = Image.new("RGB", picture.size, (255, 255, 255))
-    white.paste(picture.convert("RGBA").convert("RGB"), mask=alpha)
+    white.paste(rgb, mask=alpha)
     return white
-
-
-def _from_printing_colours(picture: Image.Image) -> Image.Image:
-    """CMYK by the profile inside the file: what an ink looks like is not known without it."""
-    from PIL import ImageCms
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
-        return ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, ImportError):  # a damaged profile, or a Pillow without colour management
-        return picture.convert("RGB")
 
 
 def _from_16_bit(picture: Image.Image) -> Image.Image:

@@ -118,7 +118,7 @@ def choose_held_out(gallery: Gallery, cache: Path | None, seed: int, max_megapix
     examples = gallery.examples
     if len(examples) < FEWEST:
         return []
-    looks = look_at_all([(e.path, e.content_hash) for e in examples], LookCache(cache), max_megapixels)
+    looks = look_at_all([(e.path, e.seen_hash) for e in examples], LookCache(cache), max_megapixels)
     counts = Counter(e.content_hash for e in examples)
     groups = near_groups(looks, [(e.width, e.height) for e in examples], list(range(len(examples))))
     copies = {i for group in groups for i in group}

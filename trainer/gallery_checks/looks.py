@@ -13,7 +13,7 @@ from PIL import Image, ImageStat
 
 from . import measures
 from ..output_files import OutputError, write_atomically
-from ..pictures import UnreadablePicture, read_bytes, read_picture
+from ..pictures import UnreadablePicture, read_bytes, read_picture, to_rgb
 
 log = logging.getLogger(__name__)
 VERSION = 4
@@ -108,7 +108,7 @@ def _open(path: Path, max_megapixels: float) -> tuple[Image.Image, dict | None, 
             if size[0] * size[1] > BIG and head.mode in ("RGB", "L") and size[0] * size[1] <= max_megapixels * 1e6:
                 shrink = (WORK_AREA * 1.2 / (size[0] * size[1])) ** 0.5
                 head.draft("RGB", (int(size[0] * shrink), int(size[1] * shrink)))
-                picture = head.convert("RGB")
+                picture = to_rgb(head)
                 turned = turn in (5, 6, 7, 8)
                 if turn in TURNS:
                     picture = picture.transpose(TURNS[turn])
@@ -164,7 +164,7 @@ class LookCache:
 
 def look_at_all(files: list[tuple[Path, str]], cache: LookCache, max_megapixels: float = 180.0,
                 progress: Callable[[int, int], None] | None = None) -> list[Look | None]:
-    """A look at each (path, content hash), None for a picture that has become unreadable or cannot be measured. Raises what `progress` raises."""
+    """A look at each (path, `seen_hash`), None for a picture that has become unreadable or cannot be measured. Raises what `progress` raises."""
     def one(item: tuple[Path, str]) -> Look | None:
         path, key = item
         if key in cache.looks:
