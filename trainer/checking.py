@@ -36,7 +36,7 @@ class CheckSettings:
 
 @dataclass
 class Check:
-    """One check of a folder in one state; `done` of `total` looks have been taken."""
+    """One check of a folder in one state. Each picture is looked at twice: `done` of `total` looks have been taken."""
 
     version: str
     done: int = 0
@@ -149,5 +149,6 @@ def user_cache() -> Path:
 
 
 def public(check: Check, can_compare: bool) -> dict[str, Any]:
-    return {"works": check.works, "done": min(check.done, check.total), "total": check.total, "can_compare": can_compare,
+    """As a page shows it; `done` and `total` are pictures."""
+    return {"works": check.works, "done": min(check.done, check.total) // 2, "total": check.total // 2, "can_compare": can_compare,
             "report": None if check.report is None else check.report.to_dict()}

@@ -142,8 +142,9 @@ def report(client, folder, **settings):
 def test_the_check_is_asked_for_until_it_is_there(client, gallery):
     (gallery / "copy.png").write_bytes((gallery / "0.png").read_bytes())
     told = client.get("gallery/check", folder=str(gallery))
-    assert told["total"] == 14 and set(told) == {"works", "done", "total", "can_compare", "report"}
+    assert told["total"] == 7 >= told["done"] and set(told) == {"works", "done", "total", "can_compare", "report"}
     found = report(client, gallery, trigger="sks", purpose="object", resolution=64)
+    assert client.get("gallery/check", folder=str(gallery), trigger="sks", purpose="object", resolution=64)["done"] == 7
     [copies] = [finding for finding in found["findings"] if finding["code"] == "same_file"]
     assert set(copies["files"]) == {"0.png", "copy.png"} and copies["action"]["kind"] == "leave_out" and copies["action"]["files"] == ["copy.png"]
     assert set(copies["what"]) == {"en", "zh"} and "fix these first" in found["sentence"]["en"] and 0 <= found["score"] < 100
