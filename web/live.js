@@ -9,6 +9,7 @@ export const ACTIVE = ["preparing", "running", "paused"];
 export const ENDED = ["completed", "stopped", "failed", "interrupted", "cancelled"];
 const LOG_LINES = 500;
 const REST_AFTER = 60_000;   // ms out of sight
+const REST_AFTER_ADDED = 500;
 const OWN = "hotlora.own";
 
 let source = null;
@@ -258,11 +259,23 @@ const TAKE = {
   captioning: (event) => setState({ captioning: event.state }),
   loras: () => refreshLoras(),
   gallery(event) {
+    if (event.added) {
+      takeAdded(event);
+      return;
+    }
     galleryChanged(event);
     setState((s) => ({ galleryChanges: s.galleryChanges + 1 }));
     if (!event.captions && !event.left_out) refreshGalleries();
   },
 };
+
+const adding = new Map();   // folder -> timer
+
+// Pictures are added one after the other; what follows from it is done once, when no more of them come.
+function takeAdded({ folder }) {
+  clearTimeout(adding.get(folder));
+  adding.set(folder, setTimeout(() => TAKE.gallery({ folder }), REST_AFTER_ADDED));
+}
 
 export function takeCaptioning(state) {
   if (!isOvertaken("captioning", state)) setState({ captioning: state });

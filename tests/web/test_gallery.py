@@ -604,6 +604,23 @@ def test_after_a_run_a_gallery_is_for_the_name_of_that_run(server, open_page, ga
     until(page, lambda: (server.folder / "galleries" / "bob" / "1.png").exists())
 
 
+def test_pictures_that_another_tab_adds_come_into_sight(shared_server, open_gallery, open_page, gallery):
+    folder = shared_server.post("galleries", {"name": "in two tabs"})["folder"]
+    shutil.copy(gallery / "0.png", folder)
+    page = open_gallery(folder)
+    page.locator(".gallery-bar", has_text="1 picture").wait_for()
+    other = open_page(shared_server, "#/gallery", context=page.context)
+    other.locator(".cell").first.wait_for()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url) if "/gallery?" in request.url and "quick=true" in request.url else None)
+    other.locator("input[type=file]").first.set_input_files([str(gallery / f"{i}.png") for i in range(1, 6)])
+    page.locator(".gallery-bar", has_text="6 pictures").wait_for()
+    assert page.locator(".folder-choice option:checked").inner_text() == "in two tabs (6)"
+    page.goto(f"{shared_server.url}/hotlora/#/train")
+    page.locator(".told", has_text="6 pictures").wait_for()
+    assert len(asked) == 1, asked
+
+
 def test_what_is_dropped_where_it_cannot_be_added_does_not_leave_the_page(shared_server, open_page):
     """A browser opens a dropped file in place of the page unless both events are taken."""
     drag = """(place) => ["dragover", "drop"].map((kind) => {

@@ -76,6 +76,7 @@ def add(call: Call) -> dict:
     check_file(inside(root, safe_file(call.query["file"])), call.api.host.gallery_roots, call.api.host.home)
     name = upload(root, call.query["file"], call.data, call.query.get("apart", False))
     call.api.galleries.used(root)
+    call.api.jobs.events.add("gallery", folder=printable(root), added=[name])
     return {"file": name}
 
 
