@@ -19,7 +19,8 @@ let state = {
   sending: null,              // how far an upload is: {done, total}
   uploadProblem: null,        // {failed: [{name, error}]}, {noPictures}, or an error
   uploadElsewhere: null,      // that files did not go into the folder that was chosen: {folder: where they went, files, open: the one that was chosen}
-  trainWaits: false,          // whether a run is to begin as soon as the upload has ended
+  trainStage: null,           // of a Train that was pressed: "waits" for pictures on their way, or "starts"
+  trainError: null,           // what it failed with: {error, form as it was}
   logs: {},                   // lines by job id
   toasts: [],
 };

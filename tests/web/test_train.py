@@ -94,6 +94,47 @@ def test_a_double_click_makes_one_run_and_one_drawing(server, open_page, gallery
     assert len(server.get("jobs")["jobs"]) == 2
 
 
+def test_train_that_is_under_way_is_so_on_every_screen_and_in_each_language(server, open_page, gallery):
+    page = open_page(server)
+    fill_form(page, gallery, name="once", steps=2, resolution=64)
+    page.get_by_text("6 pictures, 2 steps").wait_for()
+    held, may_go = [], []
+    page.route("**/jobs/plan", lambda route: route.continue_() if may_go else held.append(route))
+
+    def let_go():
+        may_go.append(True)
+        for route in held:
+            route.continue_()
+        held.clear()
+
+    page.get_by_role("button", name="Train", exact=True).click()
+    until(page, lambda: bool(held))
+    # what is typed meanwhile is for the next run
+    page.get_by_label("Name", exact=True).fill("next")
+    page.get_by_label("Language").select_option("zh")
+    button = page.locator(".main-actions button")
+    page.get_by_role("button", name="开始训练").wait_for()
+    assert button.is_disabled()
+    page.evaluate("location.hash = '#/runs'")
+    page.locator(".screen-runs").wait_for()
+    page.evaluate("location.hash = '#/train'")
+    button.wait_for()
+    assert button.is_disabled()
+    let_go()
+    status(page, "已完成")
+    assert [job["name"] for job in server.get("jobs")["jobs"]] == ["once"]
+    # a refusal that comes to another language than the one in which Train was pressed is told all the same
+    page.get_by_label("名称", exact=True).fill("CON")
+    page.locator(".told.wrong", has_text="CON").wait_for()
+    may_go.clear()
+    button.click()
+    until(page, lambda: bool(held))
+    page.get_by_label("语言").select_option("en")
+    let_go()
+    page.get_by_text("the name 'CON'").first.wait_for()
+    page.locator(".field-error", has_text="the name 'CON'").or_(page.locator(".problem", has_text="the name 'CON'")).wait_for()
+
+
 def test_the_plan_is_asked_for_once_and_follows_what_happens_to_the_pictures(server, open_page, gallery, browser):
     context = browser.new_context(locale="en-US")
     asked = []

@@ -1,5 +1,5 @@
 // The first screen: pictures, a name, a trigger and a preset become a run; beside them is the run that is on.
-import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
+import { useEffect, useState } from "../vendor/hooks.mjs";
 import { getState, html, setState, useStore } from "../store.js";
 import { post } from "../api.js";
 import { changeForm, changeMore, getForm, question, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
@@ -37,22 +37,12 @@ function Nothing() {
 
 function TrainForm() {
   const form = useForm();
-  const [error, setError] = useState(null);
+  const error = useStore((s) => s.trainError?.form === form && s.trainError.error);
   const plan = usePlan(form);
   const ownName = plan.told && !plan.of.name ? plan.told.name : "";
   const where = fieldOf(error, form);
   const status = useStore((s) => s.status);
-  const first = useRef(null);
-  useEffect(() => setError(null), [form]);
-  const train = async () => {
-    await pictures();
-    const wanted = getForm();   // a new gallery comes into the form during its upload
-    if (!wanted.folder.trim()) throw Object.assign(new Error(t("train.noFolder")), { field: "folder" });
-    const { settings, steps } = await planned(wanted);
-    if (getForm().folder === wanted.folder) changeForm({ of: wanted.name.trim() });
-    takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: wanted.preset }));
-  };
-  return html`<form ref=${first} onSubmit=${(event) => event.preventDefault()}>
+  return html`<form onSubmit=${(event) => event.preventDefault()}>
     <${Pictures} error=${where === "folder" ? said(error.message) : ""} />
     <div class="pair">
       <${Field} label=${t("train.name")} hint=${form.name ? "" : ownName ? t("train.nameIs", { name: ownName }) : t("train.nameHint")}
@@ -72,9 +62,9 @@ function TrainForm() {
     <${Base} value=${form.more.base_model} />
     <${Advanced} told=${plan.told} where=${where} wasOpened=${wasOpened} />
     <${Told} form=${form} plan=${plan} />
-    <${Problem} error=${where ? null : error} onClose=${() => setError(null)} />
+    <${Problem} error=${where ? null : error} onClose=${() => tellError(null)} />
     ${status && !status.can_train && status.reason && html`<p class="note"><${Icon} name="warn" />${said(status.reason)}</p>`}
-    <div class="actions main-actions"><${TrainButton} train=${train} onError=${setError} /></div>
+    <div class="actions main-actions"><${TrainButton} /></div>
   </form>`;
 }
 
@@ -99,19 +89,36 @@ function Base({ value }) {
     ${isGone && html`<option value=${value}>${t("base.gone", { name: shortName(value) })}</option>`}${bases.map((one) => html`<option value=${one}>${shortName(one)}</option>`)}</select>`}<//>`;
 }
 
-function TrainButton({ train, onError }) {
+// What Train does is known to the page and not to the button alone: that is drawn anew when another screen or language is chosen meanwhile.
+function TrainButton() {
   const busy = useStore((s) => Boolean(activeJob(s)));
-  const waits = useStore((s) => s.trainWaits);
+  const stage = useStore((s) => s.trainStage);
   const label = busy ? t("train.queue") : t("train.start");
-  return html`<${Action} kind="primary large" icon="play" label=${waits ? t("train.waits") : label} disabled=${waits} run=${train} onError=${onError} once />`;
+  return html`<${Action} kind="primary large" icon="play" label=${stage === "waits" ? t("train.waits") : label} disabled=${Boolean(stage)} run=${train} once
+    onError=${tellError} />`;
 }
 
-// All pictures that are on their way are there before a run reads the folder.
-async function pictures() {
-  setState({ trainWaits: Boolean(getState().sending) });
-  const all = await uploadsEnded().finally(() => setState({ trainWaits: false }));
-  if (!all) throw new Error(t("train.notAll"));
+async function train() {
+  try {
+    setState({ trainStage: getState().sending ? "waits" : "starts" });
+    // all pictures that are on their way are there before a run reads the folder
+    if (!(await uploadsEnded())) throw new Error(t("train.notAll"));
+    setState({ trainStage: "starts" });
+    await start(getForm());   // a new gallery comes into the form during its upload
+  } finally {
+    setState({ trainStage: null });
+  }
 }
+
+async function start(wanted) {
+  if (!wanted.folder.trim()) throw Object.assign(new Error(t("train.noFolder")), { field: "folder" });
+  const { settings, steps } = await planned(wanted);
+  takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: wanted.preset }));
+  if (getForm().folder === wanted.folder) changeForm({ of: wanted.name.trim() });
+}
+
+// An error is about the form as it is, and over when that is another.
+const tellError = (error) => setState({ trainError: error && { error, form: getForm() } });
 
 async function planned(form) {
   const settings = settingsOf(form);
