@@ -87,6 +87,22 @@ def purge_step(done: int) -> int:
     return done + 1 if done else 0
 
 
+class LogFile(logging.FileHandler):
+    """The log file of a run. A full disk ends the run by itself and is told then, so nothing more is said of lines that have no place."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 class RunLog(Listener):
     """One log file per run, `<output_dir>/logs/<name>-<time>.log`."""
 
@@ -97,8 +113,7 @@ class RunLog(Listener):
         folder = session.folder / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{session.name}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-        self.handler = logging.FileHandler(self.path, encoding="utf-8")
-        self.handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.handler = LogFile(self.path)
         root = logging.getLogger(__package__)
         root.addHandler(self.handler)
         self._write(f"HotLoRA {__version__}, {versions()}")
@@ -136,9 +151,7 @@ class RunLog(Listener):
             self._write(traceback.format_exc())
         self._write(f"{outcome.status}: {outcome.message}")
         logging.getLogger(__package__).removeHandler(self.handler)
-        # a full disk has ended the run already, and is what the user is told
-        with suppress(OSError):
-            self.handler.close()
+        self.handler.close()
 
     def _write(self, text: str) -> None:
         self.handler.emit(logging.LogRecord(__name__, logging.INFO, "", 0, text, None, None))

@@ -12,6 +12,15 @@ from pathlib import Path
 from typing import BinaryIO, Iterator
 
 
+FULL = ("no space left on device", "disk quota exceeded", "not enough space on the disk")
+"""In errors that are no OSError of that number: those of safetensors and tokenizers, and the one that shutil makes of several."""
+NOT_WRITTEN = ("inline_container", "iostream error")
+"""In errors of torch.save, which does not tell the reason."""
+FULL_CODES = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+AS_GOOD_AS_FULL = 1_000_000
+"""Bytes."""
+
+
 class OutputError(OSError):
     """A file could not be written. The message is one sentence for the user; `errno` is the system's."""
 
@@ -131,15 +140,28 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _output_error(path: Path, size: int, cause: OSError) -> OutputError:
+def disk_full(path: Path, error: BaseException, size: int | None = None) -> OutputError | None:
+    """The sentence for a full disk on which something of `size` bytes below `path` was written, by whatever library; None for any other error."""
+    if isinstance(error, OutputError):
+        return error
+    said = str(error).lower()
+    unsaid = isinstance(error, RuntimeError) and any(sign in said for sign in NOT_WRITTEN)
+    if not (getattr(error, "errno", None) in FULL_CODES or any(sign in said for sign in FULL) or unsaid and _free_bytes(path) < AS_GOOD_AS_FULL):
+        return None
+    return _output_error(path, size, OSError(errno.ENOSPC, said))
+
+
+def _output_error(path: Path, size: int | None, cause: OSError) -> OutputError:
+    """`size`: bytes that were to be written, None where that is not known."""
     if isinstance(cause, OutputError):
         return cause
     code = cause.errno
-    if code in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        reason = f"the disk is full ({size / 1e6:.1f} MB are needed{_free(path)}); free some space or set another output_dir"
+    if code in FULL_CODES:
+        needed = "" if size is None else f"{size / 1e6:.1f} MB are needed, "
+        reason = f"the disk is full ({needed}{_free_bytes(path) / 1e6:.1f} MB are free); free some space or set another output_dir"
     elif code == errno.EFBIG:
         limit = "over the largest file that the system allows"
-        reason = f"its {size / 1e6:.1f} MB are {limit}; raise that limit or set another output_dir"
+        reason = f"its {(size or 0) / 1e6:.1f} MB are {limit}; raise that limit or set another output_dir"
     elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = "the folder is read-only for this user; change its permissions or set another output_dir"
     else:
@@ -149,6 +171,7 @@ def _output_error(path: Path, size: int, cause: OSError) -> OutputError:
     return error
 
 
-def _free(path: Path) -> str:
-    folder = next((parent for parent in path.absolute().parents if parent.is_dir()), None)
-    return f", {shutil.disk_usage(folder).free / 1e6:.1f} MB are free" if folder else ""
+def _free_bytes(path: Path) -> int:
+    """Of the disk on which `path` is or would be."""
+    path = path.absolute()
+    return next((shutil.disk_usage(folder).free for folder in (path, *path.parents) if folder.is_dir()), 0)

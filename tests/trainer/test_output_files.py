@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hotlora.trainer.lora_file import OutputError, load_lora, save_lora
-from hotlora.trainer.output_files import write_atomically
+from hotlora.trainer.output_files import disk_full, write_atomically
 
 ROOT = Path(__file__).parents[2]
 START = """
@@ -82,6 +82,20 @@ def test_a_full_disk_keeps_the_old_file(tmp_path, whole_file):
     """
     [message] = printed(child(body, disk / "face.safetensors", whole_file, "unshare", "-rm"))
     assert "the disk is full (1.0 MB are needed, 0.3 MB are free); free some space or set another output_dir" in message
+
+
+@pytest.mark.parametrize("error, is_full", [
+    (OSError(28, "No space left on device"), True),
+    (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), True),  # safetensors
+    (shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")]), True),
+    (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 11520 vs 11412"), False),  # torch, on a disk with room
+    (OSError(13, "Permission denied"), False),
+    (ValueError("x"), False),
+])
+def test_a_full_disk_is_known_whichever_library_tells_of_it(tmp_path, error, is_full):
+    found = disk_full(tmp_path / "out", error)
+    assert (found is not None) == is_full
+    assert found is None or str(found).startswith(f"{tmp_path / 'out'} could not be written: the disk is full (") and found.errno == 28
 
 
 @posix

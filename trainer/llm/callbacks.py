@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..listeners import purge_step
-from ..output_files import put_folder
+from ..output_files import disk_full, put_folder
 from ..progress_file import ProgressFile
 from ..session import NotANumber
 from ..state import step_stem
@@ -83,8 +83,15 @@ def keep_adapter(checkpoint: Path, target: Path) -> Path:
     """Copy what a checkpoint has of the adapter to `target`; a folder that is there already is kept as `-v1`."""
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(checkpoint, temporary, ignore=lambda _, names: [name for name in names if name in NOT_OF_THE_ADAPTER or name.startswith("rng_state")])
-    put_folder(temporary, target)
+    try:
+        shutil.copytree(checkpoint, temporary, ignore=lambda _, names: [name for name in names if name in NOT_OF_THE_ADAPTER or name.startswith("rng_state")])
+        put_folder(temporary, target)
+    except Exception as error:
+        if full := disk_full(target, error):
+            raise full from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..output_files import OutputError, put_folder
+from ..output_files import OutputError, disk_full, put_folder
 from .model import load_tokenizer
 
 
@@ -30,8 +30,10 @@ def write_merged(base: Path, adapter: Path, target: Path) -> Path:
         model.save_pretrained(str(temporary))
         load_tokenizer(adapter if (adapter / "tokenizer_config.json").is_file() else base).save_pretrained(str(temporary))
         put_folder(temporary, target)
-    except OSError as error:
-        if isinstance(error, OutputError):
+    except Exception as error:
+        if full := disk_full(target, error, sum(parameter.nbytes for parameter in model.parameters())):
+            raise OutputError(f"{full}; the LoRA itself is {adapter}") from error
+        if not isinstance(error, OSError):
             raise
         raise OutputError(f"{target} could not be written: {error.strerror or error}; set another output_dir, or merge: false") from error
     finally:

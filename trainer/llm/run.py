@@ -7,14 +7,15 @@ import os
 import shutil
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..listeners import describe_device, versions
+from ..listeners import LogFile, describe_device, versions
 from ..memory import is_out_of_memory
-from ..output_files import OutputError, put_folder
+from ..output_files import OutputError, disk_full, put_folder
 from ..progress_file import ProgressFile
 from ..run import check_writable
 from ..session import Outcome
@@ -159,7 +160,12 @@ class LanguageRun:
             if said is error:
                 raise
             raise said from error
-        outcome = self._finish()
+        state = self.trainer.state
+        try:
+            outcome = self._finish()
+        except OSError as error:
+            self._end(Outcome("failed", state.global_step, state.max_steps, None, f"trained to step {state.global_step}, but {error}"), traceback.format_exc())
+            raise
         self.peers.stop()
         self._end(outcome)
         return outcome
@@ -248,8 +254,10 @@ class LanguageRun:
                                       for entry in self.trainer.state.log_history if any(key.endswith("perplexity") for key in entry)]}
                 (temporary / "hotlora.json").write_text(json.dumps(about, indent=2, ensure_ascii=False), encoding="utf-8")
                 put_folder(temporary, path)
-        except OSError as error:
-            if isinstance(error, OutputError):
+        except Exception as error:
+            if full := disk_full(path, error):
+                raise full from error
+            if not isinstance(error, OSError):
                 raise
             raise OutputError(f"{path} could not be written: {error.strerror or error}; set another output_dir (the state to go on from is in "
                               f"{self.checkpoints})") from error
@@ -270,14 +278,14 @@ class LanguageRun:
 
     def _keep_after(self, error: BaseException) -> Outcome:
         """A failed run keeps its last good weights, if the failure lets it. Another process of several may be gone, so then checkpoints must do."""
-        state = self.trainer.state
-        saved = find_checkpoints(self.checkpoints)
-        go_on = f"go on with --resume (from step {saved[0][0]})" if saved else "no state to go on from had been saved yet"
+        state, saved, go_on = self.trainer.state, find_checkpoints(self.checkpoints), self._go_on()
+        if self.is_first:
+            remove_incomplete(self.checkpoints)  # which may have filled the disk
         adapter, kept = None, "nothing had been learned yet"
         if state.global_step and self.arguments.world_size == 1:
             try:
                 adapter = self._save_result(state.global_step)
-                kept = f"what was learned in {state.global_step} steps is {adapter}; {go_on}"
+                kept = f"what was learned in {state.global_step} steps is {adapter}" + ("" if go_on in str(error) else f"; {go_on}")
             except OSError as second:
                 kept = f"what was learned could not be saved either: {second}"
         elif saved or state.global_step:
@@ -285,18 +293,22 @@ class LanguageRun:
         return Outcome("failed", state.global_step, state.max_steps, adapter, f"failed at step {state.global_step + 1}: {error}; {kept}")
 
     def _explained(self, error: BaseException) -> BaseException:
-        """A full memory as a sentence with what would need less; any other error as it is."""
+        """A full memory or disk as a sentence with what to do; any other error as it is."""
         if isinstance(error, Exception) and is_out_of_memory(error):
             return ValueError(f"the memory of {self.device} does not suffice{advice(self.config, self.material.base) or '; take a smaller base'} (what was saved is kept)")
-        return error
+        full = disk_full(self.folder, error)
+        return OutputError(f"{full}; {self._go_on()}") if full else error
+
+    def _go_on(self) -> str:
+        saved = find_checkpoints(self.checkpoints)
+        return f"go on with --resume (from step {saved[0][0]})" if saved else "no state to go on from had been saved yet"
 
     def _start_log(self) -> None:
         if not self.is_first:
             return
         folder = self.folder / "logs"
         folder.mkdir(parents=True, exist_ok=True)
-        self.log_file = logging.FileHandler(folder / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}.log", encoding="utf-8")
-        self.log_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.log_file = LogFile(folder / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}.log")
         logging.getLogger(PACKAGE).addHandler(self.log_file)
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         for text in (f"HotLoRA {__version__}, {versions()}", f"device {describe_device(self.device)}, precision {self.precision}, "
@@ -306,7 +318,8 @@ class LanguageRun:
             self._write_log(text)
 
     def _end(self, outcome: Outcome, details: str = "") -> None:
-        self.tell.close()
+        with suppress(OSError):  # of a full disk, which is what the user is told already
+            self.tell.close()
         if self.progress is not None:
             self.progress.end(outcome.status, outcome.step, outcome.message, outcome.lora)
         if self.log_file is None:

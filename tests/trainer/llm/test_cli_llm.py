@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,45 @@ def test_what_is_wrong_with_a_language_job_is_said_before_the_farm_starts(config
         assert main(["farm", str(path), "--out", str(out)]) == 1
         error = capsys.readouterr().err
         assert expected in error and error.count(str(path)) == 1 and not out.exists()
+
+
+FULL_DISK = """
+import pathlib, shutil, subprocess, sys
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", sys.argv[3]], check=True)
+sys.path.insert(0, sys.argv[1]); import __init__
+from hotlora.trainer.cli import main
+from hotlora.trainer.llm.merging import write_merged
+from hotlora.trainer.output_files import OutputError
+disk = pathlib.Path(sys.argv[3])
+assert main(["--config", sys.argv[2]]) == 1
+print("complete:", sorted(path.is_file() for path in disk.glob("facts-checkpoints/checkpoint-*/complete.json")), len(list(disk.glob("facts-checkpoints/checkpoint-*"))))
+for path in [*disk.glob("facts-0*"), disk / "facts"]:
+    shutil.rmtree(path, ignore_errors=True)
+assert main(["--config", sys.argv[2], "--resume", "--set", "save_steps=0"]) == 0
+(disk / "other").write_bytes(bytes(shutil.disk_usage(disk).free - 40_000))
+before = sorted(disk.rglob("*"))
+try:
+    write_merged(pathlib.Path(sys.argv[4]), disk / "facts", disk / "facts-merged")
+except OutputError as error:
+    print("merged:", error)
+assert sorted(disk.rglob("*")) == before
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="mounts a small disk")
+def test_a_disk_that_fills_up_is_named_and_the_run_goes_on_when_there_is_room_again(config, base, tmp_path):
+    """Adapters of all steps fill a small disk; what was complete is kept, and nothing half-written stays."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("this system does not let a test mount a small disk")
+    path = settings_file(config, output_dir=str(disk), steps=40, save_steps=1)
+    done = subprocess.run(["unshare", "-rm", sys.executable, "-c", FULL_DISK, str(ROOT), str(path), str(disk), str(base)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    error = next(line for line in done.stderr.splitlines() if "error: " in line).split("error: ")[1]
+    assert error.startswith(str(disk)) and "could not be written: the disk is full" in error and "go on with --resume (from step " in error
+    assert "Logging error" not in done.stderr and "complete: [True, True] 2" in done.stdout and "completed 40 steps" in done.stdout
+    assert f"merged: {disk / 'facts-merged'} could not be written: the disk is full (0.2 MB are needed" in done.stdout and f"the LoRA itself is {disk / 'facts'}" in done.stdout
 
 
 @pytest.mark.slow
