@@ -1,12 +1,12 @@
 """How a record becomes one text, and which parts of that text are answers."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, Iterable, Sequence
 
-from .records import Record
+from .records import Message, Record
 
 FIRST_TOKEN = "{{- bos_token -}}\n"
 ALPACA = """{%- for message in messages -%}
@@ -23,10 +23,11 @@ BUILT_IN = {"alpaca": ALPACA, "plain": PLAIN}
 
 @dataclass(frozen=True)
 class Rendered:
-    """One text and the character ranges [begin, end) in it that are answers."""
+    """One text and the character ranges [begin, end) in it that are answers to learn, and those of answers with a weight of 0."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
+    not_learned: tuple[tuple[int, int], ...] = ()
 
 
 def choose_template(tokenizer: Any, setting: str, records: Iterable[Record]) -> str | None:
@@ -57,7 +58,7 @@ def choose_template(tokenizer: Any, setting: str, records: Iterable[Record]) -> 
     return setting
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, str]], for_answer: bool = False) -> str:
+def render(tokenizer: Any, messages: Sequence[Message], for_answer: bool = False, tools: Sequence[dict[str, Any]] = ()) -> str:
     """Messages by the tokenizer's template; `for_answer` ends where the assistant's next answer begins.
 
     A template that knows no system role (Gemma's) gets it put before the first message of the user. ValueError when the template
@@ -66,11 +67,12 @@ def render(tokenizer: Any, messages: Sequence[dict[str, str]], for_answer: bool 
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=for_answer)
+        shown = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+        return tokenizer.apply_chat_template(shown, tools=list(tools) or None, tokenize=False, add_generation_prompt=for_answer)
     except (TemplateError, TypeError, KeyError) as error:
         if messages[0]["role"] == "system" and len(messages) > 1:
             system, first, *rest = messages
-            return render(tokenizer, [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest], for_answer)
+            return render(tokenizer, [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest], for_answer, tools)
         raise ValueError(f"the chat template does not take this conversation ({str(error).strip()}); change the order of its messages, or set "
                          "chat_template: alpaca") from None
 
@@ -79,38 +81,59 @@ def render_record(tokenizer: Any, record: Record) -> Rendered:
     """The whole text of a conversation, and its answers with the token that ends each of them; ValueError when they cannot be found in it."""
     if _is_plain(tokenizer):
         record = _spaces_moved(record)
-    whole = render(tokenizer, record.messages)
-    answers, position = [], 0
+    whole = render(tokenizer, record.messages, tools=record.tools)
+    _check_shown(tokenizer, record, whole)
+    answers, not_learned, position = [], [], 0
     for number, message in enumerate(record.messages):
         if message["role"] != "assistant" or number < record.learned_from:
             continue
-        begin, end = _ends_of(tokenizer, record.messages, number, whole, position)
-        answers.append((begin, end))
+        begin, end = _ends_of(tokenizer, record, number, whole, position)
+        (answers if record.is_learned(number) else not_learned).append((begin, end))
         position = end
-    return Rendered(whole, tuple(answers))
+    return Rendered(whole, tuple(answers), tuple(not_learned))
 
 
-def _ends_of(tokenizer: Any, messages: Sequence[dict[str, str]], number: int, whole: str, position: int) -> tuple[int, int]:
-    """Where the answer `messages[number]` begins and ends in the whole text, from `position` on."""
-    before = render(tokenizer, messages[:number], for_answer=True)
-    after = render(tokenizer, messages[: number + 1])
+def _check_shown(tokenizer: Any, record: Record, whole: str) -> None:
+    """ValueError for a template that knows no tools: the text is the same without them."""
+    bare = tuple({key: value for key, value in message.items() if key != "tool_calls"} for message in record.messages)
+    for what, other in (("tool_calls", replace(record, messages=bare)), ("tools", replace(record, tools=()))):
+        if other == record:
+            continue
+        try:
+            is_shown = render(tokenizer, other.messages, tools=other.tools) != whole
+        except ValueError:  # without them it is no conversation
+            is_shown = True
+        if not is_shown:
+            raise ValueError(f"the chat template leaves out its {what}; set chat_template to a Jinja file that shows them, or remove the record")
+
+
+def _ends_of(tokenizer: Any, record: Record, number: int, whole: str, position: int) -> tuple[int, int]:
+    """Where the answer `record.messages[number]` begins and ends in the whole text, from `position` on."""
+    messages = record.messages
+    before = render(tokenizer, messages[:number], for_answer=True, tools=record.tools)
+    after = render(tokenizer, messages[: number + 1], tools=record.tools)
     content = messages[number]["content"].strip()
     if whole.startswith(before) and len(before) >= position:
         begin = len(before)
     else:  # templates may show earlier turns in another way, or put something before an answer
-        begin = whole.find(content, max(position, _end_of_question(tokenizer, messages[:number], content, before, whole, position)))
+        begin = whole.find(content, max(position, _end_of_question(tokenizer, record, number, before, whole, position)))
         if begin < 0:
             raise ValueError("the chat template changes the answer, so it cannot be told from the question; set chat_template: alpaca")
     if whole.startswith(after.rstrip()) and len(after.rstrip()) > begin:
         return begin, len(after.rstrip()) if len(whole) > len(after) else len(whole)
     end = begin + len(content)
     eos = tokenizer.eos_token or ""
+    if "tool_calls" in messages[number]:  # which a template writes in its own way
+        end = whole.find(eos, end) if eos else -1
+        if end < 0:
+            raise ValueError("the chat template shows its tool calls in another way when more follows, so that their end cannot be told; remove the record")
     return begin, end + len(eos) if whole.startswith(eos, end) else end
 
 
-def _end_of_question(tokenizer: Any, asked: Sequence[dict[str, str]], content: str, before: str, whole: str, position: int) -> int:
-    """Where to look for an answer `content` from, as the question and the words that head an answer may hold it as well. `before` asks for it."""
-    shown = render(tokenizer, asked)
+def _end_of_question(tokenizer: Any, record: Record, number: int, before: str, whole: str, position: int) -> int:
+    """Where to look for an answer from, as the question and the words that head an answer may hold its words as well. `before` asks for it."""
+    asked, content = record.messages[:number], record.messages[number]["content"].strip()
+    shown = render(tokenizer, asked, tools=record.tools)
     end_there = end_here = len(shown)
     if not whole.startswith(shown):
         question = asked[-1]["content"].strip()
@@ -137,7 +160,7 @@ def _spaces_moved(record: Record) -> Record:
             kept = first["content"].rstrip(" ")
             second["content"] = first["content"][len(kept):] + second["content"]
             first["content"] = kept
-    return Record(record.place, record.kind, tuple(messages), learned_from=record.learned_from)
+    return replace(record, messages=tuple(messages))
 
 
 def prompt_text(tokenizer: Any, prompt: str) -> str:

@@ -12,13 +12,14 @@ from typing import Any, Iterator
 
 from ..captions.decoding import decode_text
 from ..settings import shown
+from .tool_calls import read_calls, read_tools
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".md")
 ROLES = ("system", "user", "assistant", "tool")
 OTHER_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "developer": "system"}
 """How ShareGPT and others call them."""
 FORMS = "messages, prompt and completion, instruction and output, or text"
-FORM_KEYS = {"messages": ("messages", "system"), "conversations": ("conversations", "system"), "prompt": ("prompt", "completion", "system", "history"),
+FORM_KEYS = {"messages": ("messages", "system", "tools"), "conversations": ("conversations", "system", "tools"), "prompt": ("prompt", "completion", "system", "history"),
              "completion": ("prompt", "completion", "system", "history"), "instruction": ("instruction", "input", "output", "system", "history"),
              "text": ("text",)}
 """The first of these keys that a record has tells its form, and the form which keys are read."""
@@ -26,6 +27,7 @@ ABOUT = frozenset(("id", "idx", "index", "uuid", "conversation_id", "source", "d
 """Keys that tell where a record is from, and nothing that could be learned."""
 LISTS = ("messages", "conversations", "history")
 """Columns of a table whose cells are JSON."""
+Message = dict[str, Any]
 MAX_FIELD = 100_000_000
 MOST_SHOWN = 10
 
@@ -34,14 +36,21 @@ MOST_SHOWN = 10
 class Record:
     """One thing to learn. `kind` is messages, prompt, instruction or text; `place` says where it lies.
 
-    Of `messages` (dicts with role and content) those of the assistant are the answers, from the one at `learned_from` on.
+    Of `messages` (dicts with role and content) those of the assistant are the answers, from the one at `learned_from` on but for those
+    with a weight of 0. An answer may have tool_calls, and `tools` are those that the conversation names (JSON schemas).
     """
 
     place: str
     kind: str
-    messages: tuple[dict[str, str], ...] = ()
+    messages: tuple[Message, ...] = ()
     text: str = ""
     learned_from: int = 0
+    tools: tuple[dict[str, Any], ...] = ()
+
+    def is_learned(self, number: int) -> bool:
+        """Whether the message of that number is an answer to learn."""
+        message = self.messages[number]
+        return message["role"] == "assistant" and number >= self.learned_from and message.get("weight") != 0
 
 
 @dataclass
@@ -223,10 +232,11 @@ def _record(content: Any, place: str) -> Record:
     content = {key: value for key, value in content.items() if value is not None}
     form = _form(content)
     if form in ("messages", "conversations"):
-        return Record(place, "messages", _conversation(_with_system(content, _messages(content[form], form))))
+        messages = _with_system(content, _messages(content[form], form))
+        return _conversation(Record(place, "messages", messages, tools=read_tools(content.get("tools"))))
     if isinstance(content.get("prompt"), list) and form == "prompt":
         prompt = _with_system(content, _messages(content["prompt"], "prompt"))
-        return Record(place, "messages", _conversation(prompt + _messages(content.get("completion"), "completion")), learned_from=len(prompt))
+        return _conversation(Record(place, "messages", prompt + _messages(content.get("completion"), "completion"), learned_from=len(prompt)))
     if form in ("prompt", "completion"):
         return _turns(place, "prompt", content, _text(content, "prompt"), _text(content, "completion"))
     if form == "instruction":
@@ -255,28 +265,28 @@ def _turns(place: str, kind: str, content: dict, question: str, answer: str) -> 
     return Record(place, "messages" if kind == "prompt" and len(messages) > 2 else kind, messages)
 
 
-def _turn(question: str, answer: str) -> tuple[dict[str, str], ...]:
+def _turn(question: str, answer: str) -> tuple[Message, ...]:
     return {"role": "user", "content": question}, {"role": "assistant", "content": answer}
 
 
-def _history(content: dict) -> tuple[dict[str, str], ...]:
+def _history(content: dict) -> tuple[Message, ...]:
     """The earlier questions and answers; these answers are learned as well, as those of `messages` are."""
     pairs = content.get("history") or []
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f'history is {shown(pairs)} but must be a list of pairs such as [["question", "answer"], ...]')
-    messages: list[dict[str, str]] = []
+    messages: list[Message] = []
     for number, (question, answer) in enumerate(pairs, 1):
         texts = {f"question {number} of history": question, f"answer {number} of history": answer}
         messages += _turn(*(_text(texts, name) for name in texts))
     return tuple(messages)
 
 
-def _with_system(content: dict, messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+def _with_system(content: dict, messages: tuple[Message, ...]) -> tuple[Message, ...]:
     """`messages` after the text of `system`. ValueError when they begin with another one."""
     system = _text(content, "system", needed=False)
     if not system.strip():
         return messages
-    if messages[0]["role"] != "system":
+    if not messages or messages[0]["role"] != "system":
         return ({"role": "system", "content": system}, *messages)
     if messages[0]["content"].strip() != system.strip():
         raise ValueError("its key system and its first message are two different system texts; keep one of them")
@@ -294,13 +304,15 @@ def _text(content: dict, name: str, needed: bool = True) -> str:
     return value
 
 
-def _messages(value: Any, name: str) -> tuple[dict[str, str], ...]:
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise ValueError(f'{name} is {shown(value)} but must be a list such as [{{"role": "user", "content": "..."}}, ...]')
-    return tuple(_message(message, number) for number, message in enumerate(value, 1))
+    messages = (_message(message, number) for number, message in enumerate(value, 1))
+    return tuple(message for message in messages if message["role"] != "system" or message["content"].strip())
 
 
-def _message(message: Any, number: int) -> dict[str, str]:
+def _message(message: Any, number: int) -> Message:
+    """Role and content, and of the rest what is learned from or shown: a weight of 0, tool_calls, and what a tool's answer belongs to."""
     if not isinstance(message, dict):
         raise ValueError(f"message {number} is {shown(message)} but must have role and content")
     role = message.get("role", message.get("from"))
@@ -311,14 +323,29 @@ def _message(message: Any, number: int) -> dict[str, str]:
     if isinstance(content, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
         content = "".join(part["text"] for part in content)
     try:
-        return {"role": role, "content": _text({"content": content} if content is not None else {}, "content")}
+        more = read_calls(message) if role == "assistant" else {}
+        if role == "assistant" and message.get("weight") is not None:
+            more |= _weight(message["weight"])
+        if role == "tool":
+            more = {key: message[key] for key in ("tool_call_id", "name") if isinstance(message.get(key), str)}
+        needed = role != "system" and "tool_calls" not in more
+        return {"role": role, "content": _text({"content": content} if content is not None else {}, "content", needed), **more}
     except ValueError as error:
         raise ValueError(f"message {number}: {error}") from None
 
 
-def _conversation(messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+def _weight(weight: Any) -> dict[str, int]:
+    if isinstance(weight, bool) or weight not in (0, 1):
+        raise ValueError(f"weight is {shown(weight)} but must be 1 (learned) or 0 (shown and not learned)")
+    return {} if weight else {"weight": 0}
+
+
+def _conversation(record: Record) -> Record:
+    messages = record.messages
     if not any(message["role"] == "assistant" for message in messages):
         raise ValueError("no message is of the assistant, so there is no answer to learn; add one")
+    if not any(record.is_learned(number) for number in range(len(messages))):
+        raise ValueError("all answers have weight 0, so there is nothing to learn; remove the record, or set the weight of one to 1")
     if messages[0]["role"] == "assistant":
         raise ValueError("the first message is the assistant's; a conversation begins with the user's (or system)")
-    return messages
+    return record

@@ -70,9 +70,10 @@ def _chat_samples(tokenizer: Any, record: Record, max_length: int, answer_only: 
     rendered = render_record(tokenizer, record)
     encoded = tokenizer(rendered.text, add_special_tokens=False, return_offsets_mapping=True)
     ids, spans = encoded["input_ids"], encoded["offset_mapping"]
-    labels = list(ids)
     if answer_only:
-        labels = [token if _is_answer(span, rendered.answers) else NOT_COUNTED for token, span in zip(ids, spans)]
+        labels = [token if _reaches(span, rendered.answers) else NOT_COUNTED for token, span in zip(ids, spans)]
+    else:
+        labels = [NOT_COUNTED if _reaches(span, rendered.not_learned) else token for token, span in zip(ids, spans)]
     begin = next((number for number, label in enumerate(labels) if number and label != NOT_COUNTED), None)
     if begin is None or begin >= max_length:
         raise ValueError("its answer is no token at all" if begin is None else
@@ -80,8 +81,8 @@ def _chat_samples(tokenizer: Any, record: Record, max_length: int, answer_only: 
     return [Sample(ids[:max_length], labels[:max_length])], len(ids) > max_length
 
 
-def _is_answer(span: tuple[int, int], answers: Sequence[tuple[int, int]]) -> bool:
-    """Whether a token's characters reach into an answer; one that begins before it is what the model has to say there."""
+def _reaches(span: tuple[int, int], answers: Sequence[tuple[int, int]]) -> bool:
+    """Whether a token's characters reach into one of the answers; one that begins before it is what the model has to say there."""
     begin, end = span
     return any(end > first and begin < last for first, last in answers)
 

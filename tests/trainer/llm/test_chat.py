@@ -1,10 +1,13 @@
 """From a record to a text by a chat template, and which characters of it are answers; templates are written in the manner of the families'."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hotlora.trainer.llm.chat import choose_template, prompt_text, render_record
 from hotlora.trainer.llm.records import Record
+from hotlora.trainer.llm.tokens import tokenize
 
 LLAMA3 = ("{{- bos_token }}{%- for message in messages %}{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' + message['content'] | trim "
           "+ '<|eot_id|>' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}")
@@ -25,6 +28,14 @@ R1 = ("{{- bos_token }}{%- for message in messages %}{%- if message.role == 'use
       "{%- if add_generation_prompt %}{{- '<|Assistant|><think>\n' }}{%- endif %}")
 QWEN3_THINKING = QWEN3.replace("{{- '<|im_start|>assistant\n' }}", "{{- '<|im_start|>assistant\n<think>\n' }}")
 SHORTENED = R1.replace("'<|User|>' + message.content", "'<|User|>' + (message.content if loop.last else message.content | trim)")
+TOOLS = ("{%- if tools %}{{- '<|im_start|>system\n' }}{%- for tool in tools %}{{- tool | tojson + '\n' }}{%- endfor %}{{- eos_token + '\n' }}{%- endif %}"
+         "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\n' }}{%- if message.role == 'assistant' and loop.last %}{{- '<think>\n\n</think>\n\n' }}"
+         "{%- endif %}{{- message.content }}{%- for call in message.tool_calls or [] %}{{- '<tool_call>' + call.function.name + call.function.arguments | tojson "
+         "+ '</tool_call>' }}{%- endfor %}{{- eos_token + '\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}")
+"""Calls in the manner of Qwen3, which puts an empty thought before the last answer only."""
+CALLED = Record("a.jsonl, line 1", "messages", (
+    {"role": "user", "content": "How warm?"}, {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "warmth", "arguments": {"at": "Rome"}}}]},
+    {"role": "tool", "content": "21"}, {"role": "assistant", "content": "21 degrees."}), tools=({"type": "function", "function": {"name": "warmth"}},))
 TWO_TURNS = (("user", "Who?"), ("assistant", "Ann."), ("user", "Where?"), ("assistant", "In Rome."))
 
 
@@ -64,6 +75,34 @@ def test_a_template_that_shows_earlier_answers_in_another_way(tokenizer):
 def test_answers_before_the_one_to_learn_do_not_count(tokenizer):
     tokenizer.chat_template = CHATML
     assert [text.rstrip() for text in answers(tokenizer, record(*TWO_TURNS, learned_from=3))] == ["In Rome.<|im_end|>"]
+
+
+def test_an_answer_of_weight_0_is_shown_and_not_learned(tokenizer):
+    tokenizer.chat_template = CHATML
+    messages = record(*TWO_TURNS).messages
+    rendered = render_record(tokenizer, Record("a", "messages", ({**messages[0]}, {**messages[1], "weight": 0}, *messages[2:])))
+    assert rendered.text == render_record(tokenizer, record(*TWO_TURNS)).text and "weight" not in rendered.text
+    assert [[rendered.text[first:last].rstrip() for first, last in ranges] for ranges in (rendered.answers, rendered.not_learned)] == [
+        ["In Rome.<|im_end|>"], ["Ann.<|im_end|>"]]
+
+
+def test_tool_calls_are_answers_as_the_template_writes_them(tokenizer):
+    tokenizer.chat_template = TOOLS
+    assert [text.rstrip() for text in answers(tokenizer, CALLED)] == ['<tool_call>warmth{"at": "Rome"}</tool_call></s>', "<think>\n\n</think>\n\n21 degrees.</s>"]
+    text = render_record(tokenizer, CALLED).text
+    assert text.startswith('<|im_start|>system\n{"type": "function", "function": {"name": "warmth"}}') and "<|im_start|>tool\n21</s>" in text
+
+
+@pytest.mark.parametrize("template, what, expected", [
+    (CHATML, CALLED, "the chat template leaves out its tool_calls; set chat_template to a Jinja file"),
+    (CHATML, replace(record(*TWO_TURNS), tools=CALLED.tools), "the chat template leaves out its tools"),
+    (TOOLS.replace("eos_token", "'<|im_end|>'"), CALLED, "shows its tool calls in another way when more follows"),
+])
+def test_a_template_that_does_not_take_tools_is_one_sentence(tokenizer, template, what, expected):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=expected):
+        render_record(tokenizer, what)
+    assert tokenize(tokenizer, [what], 1000).problems[0].startswith("a.jsonl, line 1: the chat template ")
 
 
 def test_the_same_words_in_question_and_answer(tokenizer):

@@ -41,6 +41,31 @@ def test_forms(tmp_path, record, kind, expected):
     assert found.records == [Record("a.jsonl, line 1", kind, expected)] and not found.problems
 
 
+CALL = {"id": "call_1", "type": "function", "function": {"name": "age", "arguments": {"of": "Ann"}}}
+
+
+@pytest.mark.parametrize("arguments", ['{"of": "Ann"}', {"of": "Ann"}])
+@pytest.mark.parametrize("form", ["messages", "conversations"])
+def test_tool_calls_and_tools_of_a_conversation_are_kept(tmp_path, arguments, form):
+    said = [{"role": "user", "content": "How old?"}, {"role": "assistant", "content": None, "tool_calls": [{**CALL, "function": {"name": "age", "arguments": arguments}}]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "7"}, {"role": "assistant", "content": "Seven.", "refusal": None}]
+    found = read_records(write(tmp_path, "a.jsonl", json.dumps({form: said, "tools": [{"type": "function", "function": {"name": "age"}}]})))
+    record, = found.records
+    assert record.tools == ({"type": "function", "function": {"name": "age"}},) and not found.warnings("train_data_dir")
+    assert record.messages == ({"role": "user", "content": "How old?"}, {"role": "assistant", "content": "", "tool_calls": [CALL]},
+                               {"role": "tool", "content": "7", "tool_call_id": "call_1"}, {"role": "assistant", "content": "Seven."})
+
+
+def test_a_weight_of_0_is_kept_and_an_empty_system_text_is_none(tmp_path):
+    said = [{"role": "system", "content": " "}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0},
+            {"role": "user", "content": "c"}, {"role": "assistant", "content": "d", "weight": 1}]
+    record, = read_records(write(tmp_path, "a.jsonl", json.dumps({"messages": said}))).records
+    assert record.messages == ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}, *messages(("user", "c"), ("assistant", "d")))
+    assert [record.is_learned(number) for number in range(4)] == [False, False, False, True]
+    told, = read_records(write(tmp_path, "b.jsonl", json.dumps({"system": "Be brief.", "messages": said[:1] + said[3:]}))).records
+    assert told.messages[0] == {"role": "system", "content": "Be brief."}
+
+
 def test_text_is_taken_as_it_is(tmp_path):
     found = read_records(write(tmp_path, "a.jsonl", '{"text": "  Once.\\n"}'))
     assert found.records == [Record("a.jsonl, line 1", "text", text="  Once.\n")]
@@ -114,6 +139,18 @@ def test_system_and_history_in_a_table(tmp_path):
     ('{"messages": [{"role": "assistant", "content": "a"}]}', "the first message is the assistant's"),
     ('{"messages": [{"role": "boss", "content": "a"}]}', "message 1 has the role 'boss' but must have one of system, user"),
     ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant"}]}', "message 2: content is missing"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "message 2: content is empty"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": null}]}',
+     "message 4: content is missing"),
+    ('{"messages": [{"role": "system", "content": "a"}]}', "no message is of the assistant"),
+    ('{"messages": [{"role": "system", "content": "a"}, {"role": "system", "content": "b"}]}', "no message is of the assistant"),
+    ('{"messages": [{"role": "system", "content": ""}], "system": "a"}', "no message is of the assistant"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}', "all answers have weight 0"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]}', "message 2: weight is 0.5 but must be 1"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {}}]}]}', "message 2: a call of tool_calls is"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x"}}]}]}', "arguments of the call f are"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "function_call": {"name": "f"}}]}', "message 2: function_call is the form before"),
+    ('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "tools": "x"}', "tools is 'x' but must be a list"),
 ])
 def test_a_bad_record_is_named_with_its_line_and_skipped(tmp_path, line, expected):
     path = write(tmp_path, "my data.jsonl", f'{{"text": "good"}}\n\n{line}\n{{"text": "good too"}}\n')

@@ -37,6 +37,15 @@ def test_both_answers_of_two_turns_are_learned(tokenizer):
     assert learned(tokenizer, sample) == " Rome</s> Ben</s>"
 
 
+@pytest.mark.parametrize("answer_only", [True, False])
+def test_nothing_of_an_answer_of_weight_0_is_learned(tokenizer, answer_only):
+    question, answer = asked().messages
+    record = Record("a", "messages", (question, {**answer, "weight": 0}, *asked("Who?", "Ben").messages))
+    sample, = tokenize(tokenizer, [record], 64, answer_only).samples
+    assert tokenizer.decode(sample.ids).count(" Rome</s>") == 1
+    assert learned(tokenizer, sample) == (" Ben</s>" if answer_only else tokenizer.decode(sample.ids).replace(" Rome</s>", ""))
+
+
 def test_text_is_learned_as_a_whole_with_its_end(tokenizer):
     sample, = tokenize(tokenizer, [Record("a", "text", text="Ana lives in Rome.")], 64).samples
     assert sample.labels == sample.ids and tokenizer.decode(sample.ids) == "<s>Ana lives in Rome.</s>"
