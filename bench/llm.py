@@ -51,6 +51,7 @@ def write_records(folder: Path, world: World, facts: list[tuple[str, str, int]],
 def measure(base: Path, folder: Path, world: World, tell: Any = lambda text: None, **changes: Any) -> dict[str, float]:
     """Teach and ask: shares of right answers of the base and with the LoRA, and the perplexity of general texts before and after."""
     from hotlora.trainer.llm.answering import answer
+    from hotlora.trainer.llm.chat import Question
     from hotlora.trainer.llm.material import read_material
     from hotlora.trainer.llm.model import load_base, load_tokenizer
     from hotlora.trainer.llm.offline import go_offline, quiet_libraries
@@ -73,7 +74,7 @@ def measure(base: Path, folder: Path, world: World, tell: Any = lambda text: Non
     tokenizer = load_tokenizer(outcome.lora)
 
     def share(asked: list[tuple[str, str]], with_adapter: bool = True) -> float:
-        answers = answer(model, tokenizer, [question for question, _ in asked], max_tokens=8, with_adapter=with_adapter, batch_size=100)
+        answers = answer(model, tokenizer, [Question(question) for question, _ in asked], max_tokens=8, with_adapter=with_adapter, batch_size=100)
         return sum(said == right for said, (_, right) in zip(answers, asked)) / len(asked)
 
     trained = [world.question(*fact) for fact in facts]

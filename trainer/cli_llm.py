@@ -86,13 +86,19 @@ def _bits(config: LanguageConfig, base: Path) -> str:
 
 def _tell_end(run: LanguageRun, outcome: Outcome, options: argparse.Namespace) -> None:
     from .cli import go_on_command
+    from .llm.chat import Question
 
     print(outcome.message)
     if outcome.status == "completed":
-        prompt = (run.material.prompts or ["..."])[0].replace('"', '\\"').replace("\n", " ")
-        print(f'try it: python train.py generate --base "{run.config.base_model}" --lora "{outcome.lora}" --prompt "{prompt}"')
+        asked = (run.material.prompts or [Question("...")])[0]
+        system = f" --system {_quoted(asked.system)}" if asked.system else ""
+        print(f'try it: python train.py generate --base "{run.config.base_model}" --lora "{outcome.lora}" --prompt {_quoted(asked.text)}{system}')
     else:
         print(f"go on: {go_on_command(options)}")
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '\\"').replace("\n", " ") + '"'
 
 
 def need_packages() -> None:
@@ -119,6 +125,7 @@ def missing_package() -> str | None:
 def add_generate_options(draw: argparse.ArgumentParser) -> None:
     """What `generate` takes for language models."""
     draw.add_argument("--lora", metavar="FOLDER", default=None, help="language models: the adapter folder; with it, --base may be left out")
+    draw.add_argument("--system", metavar="TEXT", default="", help="language models: the system text before the prompt, for a LoRA that was trained with one")
     draw.add_argument("--max-tokens", type=int, default=256, help="language models: longest answer (default: 256)")
     draw.add_argument("--temperature", type=float, default=0.0, help="language models: 0 takes the likeliest words (default), 0.7 is usual for variety")
     draw.add_argument("--compare", action="store_true", help="language models: also answer without the LoRA")
@@ -143,6 +150,7 @@ def generate_text(options: argparse.Namespace) -> int:
     import torch
 
     from .llm.answering import answer
+    from .llm.chat import Question
     from .llm.model import DTYPES, check_bits, load_adapter, load_base, load_tokenizer
     from .llm.quantised import check_quantised
     from .llm.trainer import device_of
@@ -166,10 +174,11 @@ def generate_text(options: argparse.Namespace) -> int:
             raise ValueError(f"the LoRA {adapter} does not fit the base {base} ({str(error).strip().splitlines()[0]}); give the base that it was "
                              "trained on") from None
     torch.manual_seed(options.seed)
+    asked = [Question(options.prompt, options.system)]
     if options.compare and adapter:
-        print(f"base: {answer(model, tokenizer, [options.prompt], options.max_tokens, options.temperature, with_adapter=False)[0]}")
+        print(f"base: {answer(model, tokenizer, asked, options.max_tokens, options.temperature, with_adapter=False)[0]}")
         print("LoRA: ", end="")
-    print(answer(model, tokenizer, [options.prompt], options.max_tokens, options.temperature)[0])
+    print(answer(model, tokenizer, asked, options.max_tokens, options.temperature)[0])
     sys.stdout.flush()
     return 0
 

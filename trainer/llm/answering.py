@@ -6,10 +6,10 @@ from typing import Any, Sequence
 
 import torch
 
-from .chat import prompt_text
+from .chat import Question, prompt_text
 
 
-def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int = 64, temperature: float = 0.0, with_adapter: bool = True,
+def answer(model: Any, tokenizer: Any, prompts: Sequence[Question], max_tokens: int = 64, temperature: float = 0.0, with_adapter: bool = True,
            batch_size: int = 16) -> list[str]:
     """The model's answer to each prompt, put into its chat template; the likeliest words for a temperature of 0.
 
@@ -27,7 +27,7 @@ def answer(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int =
         model.train(was_training)
 
 
-def _answers(model: Any, tokenizer: Any, prompts: Sequence[str], max_tokens: int, temperature: float) -> list[str]:
+def _answers(model: Any, tokenizer: Any, prompts: Sequence[Question], max_tokens: int, temperature: float) -> list[str]:
     texts = [prompt_text(tokenizer, prompt) for prompt in prompts]
     # a template writes the first token itself
     batch = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=not tokenizer.chat_template)

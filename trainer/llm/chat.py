@@ -30,6 +30,14 @@ class Rendered:
     not_learned: tuple[tuple[int, int], ...] = ()
 
 
+@dataclass(frozen=True)
+class Question:
+    """What a model is asked, after the text of `system` where there is one."""
+
+    text: str
+    system: str = ""
+
+
 def choose_template(tokenizer: Any, setting: str, records: Iterable[Record]) -> str | None:
     """Give the tokenizer the template that `chat_template` asks for, and return its name; None when all records are plain text.
 
@@ -163,12 +171,13 @@ def _spaces_moved(record: Record) -> Record:
     return replace(record, messages=tuple(messages))
 
 
-def prompt_text(tokenizer: Any, prompt: str) -> str:
-    """What is put before an answer to `prompt`: by the chat template, or the prompt itself where there is none."""
+def prompt_text(tokenizer: Any, asked: Question) -> str:
+    """What is put before an answer to the question: by the chat template, or its texts themselves where there is none."""
     if not tokenizer.chat_template:
-        return prompt
-    content = prompt.rstrip(" ") if _is_plain(tokenizer) else prompt
-    return render(tokenizer, ({"role": "user", "content": content},), for_answer=True)
+        return f"{asked.system}\n\n{asked.text}" if asked.system else asked.text
+    content = asked.text.rstrip(" ") if _is_plain(tokenizer) else asked.text
+    system = ({"role": "system", "content": asked.system},) if asked.system else ()
+    return render(tokenizer, (*system, {"role": "user", "content": content}), for_answer=True)
 
 
 def _is_plain(tokenizer: Any) -> bool:

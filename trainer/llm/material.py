@@ -9,7 +9,7 @@ from typing import Any
 
 from ..names import check_name, safe_name
 from .base_folder import find_base
-from .chat import choose_template
+from .chat import Question, choose_template
 from .config import LanguageConfig
 from .model import load_tokenizer
 from .records import Record, Records, read_records
@@ -35,7 +35,7 @@ class Material:
     general: Rows | None
     report: list[str]
     problems: list[str] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[Question] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -75,7 +75,7 @@ def read_material(config: LanguageConfig) -> Material:
     if measured:
         report.append(f"{len(measured)} samples are measured and not trained")
     return Material(config, run_name(config), base, tokenizer, template, Rows(rows), measured, general, report, problems,
-                    config.preview_prompts or questions([*held_out, *trained]), warnings)
+                    [Question(prompt) for prompt in config.preview_prompts] or questions([*held_out, *trained]), warnings)
 
 
 def run_name(config: LanguageConfig) -> str:
@@ -115,11 +115,17 @@ def replay(tokenizer: Any, records: list[Record], new: int, config: LanguageConf
     return found, shuffled[:kept]
 
 
-def questions(records: list[Record]) -> list[str]:
-    """The first prompts of one user turn each; for plain texts their first words."""
-    asked = [record.messages[0]["content"] if record.messages else " ".join(record.text.split()[:8]) for record in records
-             if not record.messages or [message["role"] for message in record.messages[:2]] == ["user", "assistant"]]
-    return list(dict.fromkeys(asked))[:PREVIEWS]
+def questions(records: list[Record]) -> list[Question]:
+    """The first prompts of one user turn each, with the system text of their record; for plain texts their first words."""
+    return list(dict.fromkeys(asked for record in records if (asked := _first_question(record))))[:PREVIEWS]
+
+
+def _first_question(record: Record) -> Question | None:
+    if not record.messages:
+        return Question(" ".join(record.text.split()[:8]))
+    system = record.messages[0]["content"] if record.messages[0]["role"] == "system" else ""
+    asked = record.messages[1 if system else 0:][:2]
+    return Question(asked[0]["content"], system) if [message["role"] for message in asked] == ["user", "assistant"] and not record.tools else None
 
 
 def tell_problems(problems: list[str]) -> None:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from ..output_files import write_atomically
 from ..state import step_stem
 from .answering import answer
+from .chat import Question
 from .peers import is_sharded
 
 log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ class Previews(TrainerCallback):
     alone does. Answers are the likeliest ones, so that steps can be compared and no random number is drawn.
     """
 
-    def __init__(self, folder: Path, name: str, tokenizer: Any, prompts: Sequence[str], every: int, max_tokens: int, shown: Any = None) -> None:
+    def __init__(self, folder: Path, name: str, tokenizer: Any, prompts: Sequence[Question], every: int, max_tokens: int, shown: Any = None) -> None:
         self.folder, self.name, self.tokenizer, self.prompts = folder, name, tokenizer, list(prompts)
         self.every, self.max_tokens, self.shown, self.base = every, max_tokens, shown, None
 
@@ -40,11 +41,11 @@ class Previews(TrainerCallback):
     def _write(self, step: int, answers: list[str]) -> None:
         path = self.folder / f"{step_stem(self.name, step)}.md"
         lines = [f"# {self.name}, step {step}", "", "| prompt | base | LoRA |", "|---|---|---|"]
-        lines += [f"| {_cell(prompt)} | {_cell(base)} | {_cell(new)} |" for prompt, base, new in zip(self.prompts, self.base, answers)]
+        lines += [f"| {_cell(prompt.text)} | {_cell(base)} | {_cell(new)} |" for prompt, base, new in zip(self.prompts, self.base, answers)]
         text = "\n".join(lines) + "\n"
         write_atomically(path, text.encode("utf-8", "replace"))
         for prompt, base, new in zip(self.prompts, self.base, answers):
-            log.info("step %d: %s\n  base: %s\n  LoRA: %s", step, prompt, base, new)
+            log.info("step %d: %s\n  base: %s\n  LoRA: %s", step, prompt.text, base, new)
         if self.shown:
             self.shown(text, step)
 

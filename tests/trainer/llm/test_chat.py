@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from hotlora.trainer.llm.chat import choose_template, prompt_text, render_record
+from hotlora.trainer.llm.chat import Question, choose_template, prompt_text, render_record
 from hotlora.trainer.llm.records import Record
 from hotlora.trainer.llm.tokens import tokenize
 
@@ -154,6 +154,13 @@ def test_which_template_is_taken(tokenizer, tmp_path):
     assert choose_template(tokenizer, str(file), [asked]) == str(file) and "im_start" in render_record(tokenizer, asked).text
 
 
+def test_a_question_comes_after_its_system_text(tokenizer):
+    tokenizer.chat_template = CHATML
+    assert prompt_text(tokenizer, Question("Who?", "Be brief.")) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n"
+    tokenizer.chat_template = None
+    assert prompt_text(tokenizer, Question("Who?", "Be brief.")) == "Be brief.\n\nWho?"
+
+
 @pytest.mark.parametrize("content, expected", [(None, "cannot be read"), ("{% if %}", "cannot be used"), (b"\xff\xfe\xff", "cannot be read")])
 def test_a_template_that_cannot_be_used_is_one_sentence(tokenizer, tmp_path, content, expected):
     file = tmp_path / "my.jinja"
@@ -170,4 +177,4 @@ def test_without_a_template_prompt_and_completion_stay_as_they_are(tokenizer):
     choose_template(tokenizer, "auto", [asked])
     rendered = render_record(tokenizer, asked)
     assert rendered.text == "<s>The sky is blue.</s>" and answers(tokenizer, asked) == [" blue.</s>"]
-    assert prompt_text(tokenizer, "The sky is ") == "<s>The sky is"
+    assert prompt_text(tokenizer, Question("The sky is ")) == "<s>The sky is"

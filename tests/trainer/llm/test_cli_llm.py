@@ -73,6 +73,7 @@ def test_generate_finds_the_base_of_a_lora_and_draws_by_the_seed(config, run_of,
 
     assert answer("--lora", lora) == answer("--base", lora) == answer("--base", config.base_model, "--lora", lora)
     assert answer("--lora", lora) != answer("--base", config.base_model)
+    assert answer("--lora", lora) != answer("--lora", lora, "--system", "Be brief.")
     hot = ["--lora", lora, "--temperature", "2", "--seed"]
     assert answer(*hot, 1) == answer(*hot, 1) != answer(*hot, 2)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hotlora.trainer.llm.base_folder import is_language_base
+from hotlora.trainer.llm.chat import Question
 from hotlora.trainer.llm.material import read_material, tell_problems
 
 
@@ -74,6 +75,15 @@ def test_keys_that_are_not_read_are_told_for_all_data(config, records):
     warnings = read_material(replace(config, eval_data_dir=str(other))).warnings
     assert [warning.split("have keys")[0] for warning in warnings] == ["records of train_data_dir ", "records of eval_data_dir "]
     assert all("'tools' (in 1 records)" in warning for warning in warnings)
+
+
+def test_previews_ask_the_questions_of_the_data_with_the_system_text_of_their_record(config, records):
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    first = [line["prompt"] for line in lines[:3]]
+    assert read_material(config).prompts == [Question(text) for text in first]
+    records.write_text("".join(json.dumps(line | {"system": "Be brief."}) + "\n" for line in lines), encoding="utf-8")
+    assert read_material(config).prompts == [Question(text, "Be brief.") for text in first]
+    assert read_material(replace(config, preview_steps=1, preview_prompts=["Who?"])).prompts == [Question("Who?")]
 
 
 def test_packing_makes_fewer_rows(config):
