@@ -92,7 +92,8 @@ def gallery_state(root: Path) -> list:
     texts = {*files.metadata, *files.sidecars.values(), root / MARKS}
     written = [(name, "" if marks.is_automatic(name, place.caption) else place.caption)
                for path, place in places.items() for name in [relative_name(path, root)]]
-    return [written, sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*") if path.is_file() and path not in texts)]
+    return [written, sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")
+                             if path.is_file() and path not in texts and files.apart.keys().isdisjoint(path.parents))]
 
 
 def _is_used(hidden, slot: int) -> bool:

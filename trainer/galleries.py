@@ -18,7 +18,7 @@ from .captions.editing import Located, LocatedCaptions
 from .captions.marks import Marks
 from .captions.sidecar import read_sidecar
 from .gallery import _in_threads
-from .gallery_files import GalleryFiles, existing_folder, folder_repeats, list_files, printable, relative_name
+from .gallery_files import GalleryFiles, existing_folder, folder_repeats, list_files, printable, relative_name, said_apart
 from .left_out import left_out
 from .output_files import OutputError, write_atomically
 from .pictures import PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture, to_rgb
@@ -96,6 +96,7 @@ def describe_gallery(folder: str, quick: bool = False, resolution: int | None = 
         told = _describe(path, root, files, found, places[path], hashes, resolution)
         pictures.append({**told, "automatic": marks.is_automatic(told["file"], told["caption"]), "left_out": told["file"] in unwanted})
     bare = sum(not picture["caption"] for picture in pictures)
+    warnings += filter(None, [said_apart(files, root)])
     if table.unused:
         warnings.append(printable(f"{len(table.unused)} metadata rows have no picture: {', '.join(sorted(table.unused.values())[:5])}"))
     if table.ambiguous:

@@ -10,12 +10,12 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterable, TypeVar
+from typing import Callable, Container, Iterable, TypeVar
 
 from .captions.matching import CaptionTable
 from .captions.sidecar import read_sidecar, tidy
 from .gallery_files import GalleryFiles, Skipped, existing_folder, existing_metadata, folder_repeats, list_files, path_order, printable
-from .gallery_files import relative_name
+from .gallery_files import relative_name, said_apart
 from .known_pictures import KnownPictures
 from .left_out import left_out
 from .pictures import SUFFIXES, PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture
@@ -81,20 +81,22 @@ class Gallery:
 
 def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None, trigger: str = "", repeats: int = 1,
                  masks: bool = False, max_megapixels: float = 180.0, is_prior: bool = False, leave_out: Iterable[str] = (),
-                 known: KnownPictures | None = None) -> Gallery:
+                 known: KnownPictures | None = None, apart: Container[str] = ()) -> Gallery:
     """Read a folder with its sub-folders; examples come sorted by their path. Pictures that are left out, there or by `leave_out`, are not
-    among them; `known` spares the decoding of files that have not changed.
+    among them, nor are those of folders `apart` (see list_files); `known` spares the decoding of files that have not changed.
 
     A caption comes from the metadata (`metadata_path`, else every metadata.csv and metadata.jsonl inside), else from a `.txt` or
     `.caption` file, else from the name of a `10_name` folder when there is no trigger, else it is the trigger. A trigger that a
     caption lacks is put first. Raises ValueError when the folder or the metadata cannot be read or no picture is usable.
     """
     root = existing_folder(folder)
-    files = list_files(root, masks)
+    files = list_files(root, masks, apart)
     gallery = Gallery(root, [], list(files.skipped))
+    told_apart = said_apart(files, root)
     if not files.pictures:
-        raise ValueError(_no_pictures(gallery))
+        raise ValueError(_no_pictures(gallery, told_apart))
     unwanted = left_out(root).union(leave_out)
+    gallery.left_out += [relative_name(path, root) for pictures in files.apart.values() for path in pictures]
     table = CaptionTable(root, files.pictures, [existing_metadata(metadata_path, root)] if metadata_path else files.metadata)
     trigger = tidy(trigger)
     sources: Counter[str] = Counter()
@@ -124,9 +126,10 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
                                         found.content_hash, files.mask_of(path) if masks else None, is_prior, written, found.is_converted))
     gallery.skipped.sort(key=lambda item: path_order(item.path, root))
     if not gallery.examples:
-        raise ValueError(_no_pictures(gallery))
+        raise ValueError(_no_pictures(gallery, told_apart))
     gallery.caption_sources = dict(sources)
     _add_warnings(gallery, table, files, masks, transparent)
+    gallery.warnings += [f"{told_apart}."] if told_apart else []
     return gallery
 
 
@@ -206,8 +209,10 @@ def _add_warnings(gallery: Gallery, table: CaptionTable, files: GalleryFiles, ma
     gallery.warnings += map(printable, warnings)
 
 
-def _no_pictures(gallery: Gallery) -> str:
+def _no_pictures(gallery: Gallery, told_apart: str = "") -> str:
     where = f"The gallery {printable(gallery.root)}"
+    if told_apart and not gallery.skipped:
+        return f"{where} has no picture to use: {told_apart}; set train_data_dir to the folder with your pictures."
     if gallery.left_out:
         return f"{where} has no picture to use: {len(gallery.left_out)} are left out ({_listing(gallery.left_out)}); put some back."
     if not gallery.skipped:

@@ -7,10 +7,12 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Container
 
 from .captions.matching import composed
 from .captions.sidecar import SUFFIXES as SIDECAR_SUFFIXES
 from .captions.sidecar import tidy
+from .left_out import RESULTS
 from .paths import path_of
 from .pictures import SUFFIXES
 
@@ -32,13 +34,15 @@ class Skipped:
 
 @dataclass
 class GalleryFiles:
-    """Files by their kind; masks by (folder, picture's stem), sidecars by (folder, picture's stem, suffix)."""
+    """Files by their kind; masks by (folder, picture's stem), sidecars by (folder, picture's stem, suffix); `apart` are the pictures of folders that hold
+    results of HotLoRA's or another gallery, by that folder."""
 
     pictures: list[Path] = field(default_factory=list)
     masks: dict[tuple[Path, str], Path] = field(default_factory=dict)
     sidecars: dict[tuple[Path, str, str], Path] = field(default_factory=dict)
     metadata: list[Path] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    apart: dict[Path, list[Path]] = field(default_factory=dict)
 
     @cached_property
     def _of_stem(self) -> dict[tuple[Path, str], list[Path]]:
@@ -100,17 +104,18 @@ def existing_metadata(metadata_path: str | Path, root: Path) -> Path:
     raise ValueError(f"The metadata file {printable(metadata_path)} does not exist; give a .csv or .jsonl file, or leave metadata_path out.")
 
 
-def list_files(root: Path, masks: bool = False) -> GalleryFiles:
-    """All files below `root`, pictures sorted by path. Links are followed, but each real folder is entered once.
+def list_files(root: Path, masks: bool = False, apart: Container[str] = ()) -> GalleryFiles:
+    """All files below `root`, pictures sorted by path. Links are followed, but each real folder is entered once. Folders of results, and those whose real
+    paths are in `apart`, are no part of the gallery.
 
     A `catwoman_mask.png` without a picture `catwoman` beside it is a picture itself, but where `masks` are wanted: there it may be one whose picture is
     missing.
     """
     files = GalleryFiles()
     entered: set[str] = set()
-    waiting = [root]
+    waiting = [(root, files)]
     while waiting:
-        folder = waiting.pop()
+        folder, into = waiting.pop()
         real = os.path.realpath(folder)
         if real in entered:
             continue
@@ -118,17 +123,20 @@ def list_files(root: Path, masks: bool = False) -> GalleryFiles:
         try:
             names = sorted(os.listdir(folder), reverse=True)
         except OSError as error:
-            files.skipped.append(Skipped(folder, f"the folder cannot be opened ({error.strerror or error})"))
+            into.skipped.append(Skipped(folder, f"the folder cannot be opened ({error.strerror or error})"))
             continue
+        if into is files and folder != root and (real in apart or RESULTS in names):
+            into = GalleryFiles()
+            files.apart[folder] = into.pictures
         for name in names:
             # hidden files, and the thumbnails that macOS and network drives leave behind
             if name.startswith(".") or name in ("@eaDir", "__MACOSX"):
                 continue
             path = folder / name
             if os.path.isdir(path):
-                waiting.append(path)
+                waiting.append((path, into))
             else:
-                _add_file(path, files)
+                _add_file(path, into)
     if not masks:
         alone = set(files.orphaned_masks())
         files.pictures += alone
@@ -150,6 +158,14 @@ def _add_file(path: Path, files: GalleryFiles) -> None:
         files.metadata.append(path)
     elif suffix in SIDECAR_SUFFIXES:
         files.sidecars[path.parent, stem, suffix] = path
+
+
+def said_apart(files: GalleryFiles, root: Path) -> str:
+    """A sentence about pictures that are no part of the gallery; empty when there are none."""
+    folders = sorted(relative_name(folder, root) for folder, pictures in files.apart.items() if pictures)
+    number = sum(map(len, files.apart.values()))
+    what = f"{number} picture in {', '.join(folders)} is" if number == 1 else f"{number} pictures in {', '.join(folders)} are"
+    return f"{what} left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own" if folders else ""
 
 
 def folder_repeats(path: Path, root: Path) -> tuple[int, str]:

@@ -10,9 +10,9 @@ from .captions.at_start import planned_captions
 from .captions.download import inside_folders
 from .config import SETTINGS, OPTIMIZERS, TrainConfig, without_effect
 from .estimate import duration
-from .gallery_files import existing_folder, folder_repeats, list_files, relative_name
+from .gallery_files import existing_folder, folder_repeats, list_files, relative_name, said_apart
 from .host import Host
-from .left_out import left_out
+from .left_out import folders_apart, left_out
 from .loras import namesakes
 from .names import safe_name
 from .needs import needs_of
@@ -107,7 +107,9 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     config, warnings = checked_settings(host, settings)
     root = existing_folder(config.train_data_dir)
     unwanted = left_out(root).union(config.leave_out)
-    pictures = [path for path in list_files(root, config.masks).pictures if relative_name(path, root) not in unwanted]
+    files = list_files(root, config.masks, folders_apart(placed(config, host, host.home / "jobs")))
+    pictures = [path for path in files.pictures if relative_name(path, root) not in unwanted]
+    warnings += filter(None, [said_apart(files, root)])
     captions = planned_captions(config, tuple(host.model_folders()))
     seen = sum(config.repeats * folder_repeats(path, root)[0] for path in pictures)
     base = base_of(host, config)

@@ -20,6 +20,7 @@ from .job_events import EventLog
 from .job_run import JobRun, sentence
 from .job_settings import checked_settings, name_of, plan
 from .job_store import ACTIVE, Job, JobStore, LossFile, commands_of
+from .left_out import mark_results
 from .process_lock import hold
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class JobQueue:
         self.host = host
         self.store = JobStore(host.home / "jobs")
         self._lock_file = _lock(host.home)
+        mark_results(host.home)
         self.events = EventLog(self.store.folder)
         self.drawings = DrawingQueue(host, self.events)
         self.captioning = Captioning(host, self.events)

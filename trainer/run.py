@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .dataset import Dataset, cache_folder
 from .distributed import ALONE, WHOLE, Alone, Part
 from .gallery import Gallery, read_gallery
+from .left_out import folders_apart
 from .lora_file import LoraWeights, load_lora, to_file_weights, to_layers
 from .memory import Plan, attempt, explained
 from .names import check_name, safe_name
@@ -50,11 +51,12 @@ def read_material(config: TrainConfig, make_captions: bool = True, model_folders
     """
     if make_captions:
         caption_before_training(config, model_folders, device, progress, cancelled)
+    apart = folders_apart(config)
     gallery = read_gallery(config.train_data_dir, metadata_path=config.metadata_path, trigger=config.trigger, repeats=config.repeats,
-                           masks=config.masks, max_megapixels=config.max_megapixels, leave_out=config.leave_out)
+                           masks=config.masks, max_megapixels=config.max_megapixels, leave_out=config.leave_out, apart=apart)
     prior = None
     if config.reg_data_dir:
-        prior = read_gallery(config.reg_data_dir, masks=config.masks, max_megapixels=config.max_megapixels, is_prior=True)
+        prior = read_gallery(config.reg_data_dir, masks=config.masks, max_megapixels=config.max_megapixels, is_prior=True, apart=apart)
     name = check_name(config.name) if config.name else safe_name(Path(config.train_data_dir).resolve().name)
     return Material(config, name, gallery, prior)
 

@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .dataset import Dataset
 from .extension_points import load_function
 from .footprint import Footprint, plan_ahead
+from .left_out import mark_results
 from .lora_file import DTYPES, load_lora, save_lora, to_file_weights, to_layers, write_safetensors
 from .lora_metadata import build_metadata
 from .memory import Plan, Undo, attempt, explained, is_out_of_memory
@@ -392,9 +393,10 @@ class Session:
     def draw_previews(self) -> list:
         """Draw the preview prompts with the adapter as it is now; the pictures go to `previews/` and to the listeners."""
         prompts = self.config.preview_prompts or [self.dataset.preview_prompt()]
-        pictures = self.sample(prompts)
+        pictures, folder = self.sample(prompts), self.folder / "previews"
+        mark_results(folder)
         for number, picture in enumerate(pictures):
-            write_png(self.folder / "previews" / f"{step_stem(self.name, self.step)}-{number}.png", picture)
+            write_png(folder / f"{step_stem(self.name, self.step)}-{number}.png", picture)
         self._tell("drew", self.step, prompts, pictures)
         return pictures
 

@@ -6,13 +6,19 @@ import struct
 import sys
 import unicodedata
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hotlora.trainer.captions.at_start import planned_captions
+from hotlora.trainer.config import TrainConfig
+from hotlora.trainer.galleries import describe_gallery
 from hotlora.trainer.gallery import Example, Gallery, add_trigger, read_gallery
+from hotlora.trainer.left_out import mark_results
+from hotlora.trainer.run import read_material
 
 
 def picture(path: Path, width: int = 24, height: int = 16, colour: object = "red", **options) -> Path:
@@ -354,3 +360,41 @@ def test_prior(tmp_path: Path) -> None:
     ("a (c) cat", "(c)", "a (c) cat"), ("photo of sks man, x", "sks man", "photo of sks man, x")])
 def test_trigger(caption: str, trigger: str, wanted: str) -> None:
     assert add_trigger(caption, trigger) == wanted
+
+
+def test_results_and_prior_pictures_inside_the_gallery_are_not_trained_as_its_own(tmp_path: Path) -> None:
+    """A layout as kohya's sd-scripts has it, with the folders for prior pictures and for results beside the pictures."""
+    picture(tmp_path / "10_sks dog" / "a.png")
+    picture(tmp_path / "reg" / "1_dog" / "r.png", colour="blue")
+    for number in range(2):
+        picture(tmp_path / "model" / "previews" / f"dog-00000{number}-0.png", colour="green")
+    config = TrainConfig(train_data_dir=str(tmp_path), reg_data_dir=str(tmp_path / "reg"), output_dir=str(tmp_path / "model"), auto_caption=True,
+                         caption_model="mine", trigger="sks")
+    material = read_material(config, make_captions=False)
+    assert captions(material.gallery) == {"10_sks dog/a.png": "sks"} and captions(material.prior) == {"1_dog/r.png": "dog"}
+    assert sorted(material.gallery.left_out) == ["model/previews/dog-000000-0.png", "model/previews/dog-000001-0.png", "reg/1_dog/r.png"]
+    assert material.gallery.warnings == ["3 pictures in model, reg are left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own."]
+    assert "left out: 3 (model/previews/dog-000000-0.png" in material.gallery.report()
+    assert planned_captions(config, ()).names == ("10_sks dog/a.png",)
+    with pytest.raises(ValueError, match=r"no picture to use: 2 pictures in previews are left out: .* set train_data_dir to the folder with your pictures"):
+        read_material(replace(config, train_data_dir=str(tmp_path / "model")), make_captions=False)
+
+
+def test_prior_pictures_around_the_gallery_do_not_hold_it(tmp_path: Path) -> None:
+    picture(tmp_path / "mine" / "a.png")
+    picture(tmp_path / "r.png", colour="blue")
+    material = read_material(TrainConfig(train_data_dir=str(tmp_path / "mine"), reg_data_dir=str(tmp_path), trigger="sks"), make_captions=False)
+    assert list(captions(material.gallery)) == ["a.png"] and list(captions(material.prior)) == ["r.png"]
+
+
+def test_results_of_other_runs_are_known_by_their_mark(tmp_path: Path) -> None:
+    """For who knows no settings: the page, the node and `train.py check`."""
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "old run" / "previews" / "dog.png", colour="green")
+    picture(tmp_path / "old run" / "b.png", colour="blue")
+    mark_results(tmp_path / "old run" / "previews")
+    assert list(captions(read_gallery(tmp_path, trigger="sks"))) == ["a.png", "old run/b.png"]
+    told = describe_gallery(str(tmp_path))
+    assert [one["file"] for one in told["pictures"]] == ["a.png", "old run/b.png"]
+    assert told["warnings"] == ["1 picture in old run/previews is left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own"]
+    assert list(captions(read_gallery(tmp_path / "old run" / "previews", trigger="sks"))) == ["dog.png"], "chosen itself, it is a gallery as any other"

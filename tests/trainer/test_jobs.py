@@ -1,6 +1,7 @@
 """Jobs: the queue, its commands, and what is left of them when the process is killed."""
 import errno
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -126,6 +127,15 @@ def test_the_form_for_diffusers_comes_with_a_file_that_the_tag_finds(jobs, host,
 
 def test_a_run_of_an_earlier_version_that_goes_on_gets_such_a_file_too(host):
     assert placed(TrainConfig(train_data_dir="x", save_format="peft"), host, host.home).save_format == "both"
+
+
+def test_a_plan_counts_no_prior_picture_and_no_picture_of_the_server_itself(jobs, host, settings):
+    root = host.home.parent
+    for name, place in (("0.png", root / "my pictures" / "reg"), ("1.png", host.home / "thumbnails"), ("2.png", root / "reg")):
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / "my pictures" / name, place)
+    told = jobs.plan({**settings, "train_data_dir": str(root), "reg_data_dir": str(root / "reg")}, None)
+    assert told["pictures"] == 7 and f"2 pictures in {host.home.name}, reg are left out" in told["warnings"][0]
 
 
 def test_a_plan_tells_of_a_file_that_has_the_name_already(jobs, host, settings):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from hotlora.trainer.backend import SampleRequest
+from hotlora.trainer.gallery_files import list_files
 from hotlora.trainer.listeners import RunLog, TensorBoard
 from hotlora.trainer.lora_file import load_lora
 from hotlora.trainer.output_files import OutputError
@@ -362,7 +363,8 @@ def test_previews_tensorboard_and_log(session_of, config):
     session_of(config, [recorder, log, TensorBoard()], preview_steps=2, preview_prompts=["a photo of sks", "a red star"], log_every=1).train()
     out = Path(config.output_dir)
     assert [d[0] for d in recorder.drawn] == [2, 4] and recorder.drawn[0][2] == [(64, 64)] * 2
-    assert sorted(p.name for p in (out / "previews").iterdir()) == [f"mascot-00000{s}-{n}.png" for s in (2, 4) for n in (0, 1)]
+    assert sorted(p.name for p in (out / "previews").glob("*.png")) == [f"mascot-00000{s}-{n}.png" for s in (2, 4) for n in (0, 1)]
+    assert not list_files(out).pictures, "a gallery around them does not take them for pictures of its own"
     events = event_files.EventAccumulator(str(out / "tensorboard" / "mascot"))
     events.Reload()
     assert set(events.Tags()["scalars"]) == {"loss", "learning_rate", "gradient_norm", "images_per_second", "peak_memory_GB"}

@@ -12,6 +12,7 @@ from .library import ModelChoice
 from .writing import destination
 from ..config import TrainConfig
 from ..gallery_files import folder_repeats, relative_name
+from ..left_out import folders_apart
 from ..memory import is_out_of_memory
 from ..output_files import OutputError
 
@@ -40,7 +41,7 @@ def planned_captions(config: TrainConfig, model_folders: tuple[Path, ...]) -> Pl
     """None when there is nothing to do or nothing to do it with."""
     if not config.auto_caption or config.metadata_path:
         return None
-    root, missing, _ = pictures_without(config.train_data_dir)
+    root, missing, _ = pictures_without(config.train_data_dir, apart=folders_apart(config))
     # a folder called 10_sks dog is the caption of what is in it, in the form of kohya's sd-scripts
     names = tuple(relative_name(path, root) for path in missing if config.trigger or not folder_repeats(path, root)[1])
     names = tuple(name for name in names if name not in config.leave_out)

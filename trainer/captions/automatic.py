@@ -6,7 +6,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Container, Iterator
 
 import numpy as np
 import torch
@@ -79,10 +79,11 @@ class CaptionReport:
                 "seconds": round(self.seconds, 2), "sentence": self.text()}
 
 
-def pictures_without(folder: str | Path, again: bool = False, only: tuple[str, ...] | None = None) -> tuple[Path, list[Path], int]:
-    """The gallery's root, its pictures that are to be captioned, and how many others have a caption. What is left out needs none."""
+def pictures_without(folder: str | Path, again: bool = False, only: tuple[str, ...] | None = None,
+                     apart: Container[str] = ()) -> tuple[Path, list[Path], int]:
+    """The gallery's root, its pictures that are to be captioned, and how many others have a caption. What is left out, or in folders `apart`, needs none."""
     root = existing_folder(folder)
-    files = list_files(root)
+    files = list_files(root, apart=apart)
     places, _, _ = captions_of(root, files)
     marks = Marks(root) if again else None
     if only is not None and (unknown := [name for name in only if name not in {relative_name(path, root) for path in files.pictures}]):

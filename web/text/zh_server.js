@@ -87,6 +87,8 @@ export const zhServer = [
   [/^(.*) could not be downloaded \((.*)\); .* into (.*) by hand$/, "$1 下载失败（$2）；已下载的部分会保留，下次接着下载；没有网络时请手动把模型文件放到 $3"],
   [/^the captioning model in (.*) cannot be loaded \((.*)\); .*$/, "$1 里的打标模型无法加载（$2）；请检查文件是否完整"],
   [/^all pictures of (.*) are left out; put some back$/, "$1 里的图片都已排除；请放回一些"],
+  [/^(\d+) pictures? in (.*) (?:is|are) left out: results of HotLoRA and prior pictures .*$/, "$2 里的 $1 张图片不参与训练：HotLoRA 的输出和先验图片（reg_data_dir）不作为你自己的图片来训练"],
+  [/^The gallery (.*) has no picture to use: (\d+) pictures? in (.*) (?:is|are) left out: .*$/, "$1 里没有可用的图片：$3 里的 $2 张是 HotLoRA 的输出或先验图片；请把 train_data_dir 设为存放你的图片的文件夹"],
   [/^(.*) was trained on (.*), and (.*) is loaded here: .*$/, "$1 是在 $2 上训练的，而这里加载的是 $3：效果可能不同，甚至不起作用；请加载训练它的基础模型"],
   [/^(.*) was trained on (.*); draw with that base$/, "$1 是在 $2 上训练的；请用这个基础模型生成图片"],
   [/^(.*) was trained as (.*), and is called here as its file is: its tag is (<lora:.*>)$/, "$1 训练时名为 $2，这里按文件名称呼：标签是 $3"],
