@@ -23,7 +23,8 @@ from .buckets import cover_size, crop_box
 from .gallery import Example
 from .lora_file import read_safetensors
 from .output_files import write_atomically
-from .pictures import UnreadablePicture, read_alpha, read_bytes, read_picture
+from .pictures import UnreadablePicture, is_mask_by_opacity, read_alpha, read_bytes, read_picture
+from .pictures import read_mask as read_mask_file
 from .pixels import to_tensor
 from .randomness import python_random
 
@@ -150,7 +151,7 @@ class TextCache:
 
 def read_mask(example: Example, size: tuple[int, int]) -> Image.Image | None:
     """The mask of a picture at `size`: its `*_mask.png`, else its alpha channel, else None. White is trained."""
-    mask = _still_there(read_picture, example.mask_path).convert("L") if example.mask_path else _still_there(read_alpha, example.path)
+    mask = _still_there(read_mask_file, example.mask_path) if example.mask_path else _still_there(read_alpha, example.path)
     return mask if mask is None or mask.size == size else mask.resize(size, Image.BILINEAR)
 
 
@@ -181,10 +182,12 @@ def _key(*parts) -> str:
 
 
 def mask_hash(example: Example, masks: bool) -> str:
-    """Of its file's bytes; empty where it has none or none is wanted."""
+    """Of its file's bytes, and of how they are read where that was another way in earlier versions; empty where it has none or none is wanted."""
     if not masks or example.mask_path is None:
         return ""
-    return hashlib.blake2b(_still_there(read_bytes, example.mask_path), digest_size=16).hexdigest()
+    data = _still_there(read_bytes, example.mask_path)
+    by_opacity = _still_there(lambda _: is_mask_by_opacity(data), example.mask_path)
+    return hashlib.blake2b(data, digest_size=16).hexdigest() + (" opacity" if by_opacity else "")
 
 
 def _still_there(read: Callable[[Path], Result], path: Path) -> Result:

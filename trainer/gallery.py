@@ -18,7 +18,7 @@ from .gallery_files import GalleryFiles, Skipped, existing_folder, existing_meta
 from .gallery_files import relative_name, said_apart
 from .known_pictures import KnownPictures
 from .left_out import left_out
-from .pictures import SUFFIXES, PictureFacts, UnreadablePicture, check_picture, read_bytes, read_picture
+from .pictures import ONE_COLOUR, SUFFIXES, PictureFacts, UnreadablePicture, check_picture, read_bytes, read_mask
 
 SHOWN = 10
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -102,7 +102,8 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
     sources: Counter[str] = Counter()
     transparent = 0
     used = [path for path in files.pictures if relative_name(path, root) not in unwanted]
-    checked = dict(zip(used, _in_threads(lambda path: _check(path, files.mask_of(path) if masks else None, max_megapixels, known), used)))
+    empty_masks: set[Path] = set()
+    checked = dict(zip(used, _in_threads(lambda path: _check(path, files.mask_of(path) if masks else None, max_megapixels, known, empty_masks), used)))
     for path in files.pictures:
         # asked for skipped pictures too, whose rows are no mistake
         caption, source = table.caption_of(path), "metadata"
@@ -129,6 +130,7 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
         raise ValueError(_no_pictures(gallery, told_apart))
     gallery.caption_sources = dict(sources)
     _add_warnings(gallery, table, files, masks, transparent)
+    _check_masks(gallery, empty_masks)
     gallery.warnings += [f"{told_apart}."] if told_apart else []
     return gallery
 
@@ -156,15 +158,16 @@ def _as_words(trigger: str) -> str:
     return before + re.escape(trigger) + after
 
 
-def _check(path: Path, mask_path: Path | None, max_megapixels: float, known: KnownPictures | None) -> PictureFacts | Skipped:
-    """Decode a picture and its mask; both must be whole, or the picture is skipped."""
+def _check(path: Path, mask_path: Path | None, max_megapixels: float, known: KnownPictures | None, empty_masks: set[Path]) -> PictureFacts | Skipped:
+    """Decode a picture and its mask; both must be whole, or the picture is skipped. A mask in which nothing is white joins `empty_masks`."""
     try:
         facts = known.facts(path, max_megapixels) if known is not None else check_picture(read_bytes(path, max_megapixels), max_megapixels)
     except UnreadablePicture as error:
         return Skipped(path, printable(error))
     if mask_path is not None:
         try:
-            read_picture(mask_path, max_megapixels)
+            if read_mask(mask_path, max_megapixels).getextrema()[1] <= ONE_COLOUR:
+                empty_masks.add(mask_path)
         except UnreadablePicture as error:
             return Skipped(path, printable(f"its mask {mask_path.name} cannot be used: {error}"))
     return facts
@@ -207,6 +210,18 @@ def _add_warnings(gallery: Gallery, table: CaptionTable, files: GalleryFiles, ma
         if not transparent and not any(example.mask_path for example in gallery.examples):
             warnings.append("masks is on, but no picture has a *_mask.png or transparency.")
     gallery.warnings += map(printable, warnings)
+
+
+def _check_masks(gallery: Gallery, empty: set[Path]) -> None:
+    """A warning about pictures of which nothing is trained; ValueError when that is so of all."""
+    names = [relative_name(example.mask_path, gallery.root) for example in gallery.examples if example.mask_path in empty]
+    if not names:
+        return
+    if len(names) == len(gallery.examples):
+        raise ValueError(f"In the gallery {printable(gallery.root)} no mask has a white part, so that nothing would be trained: {_listing(names)}; paint white "
+                         "what is to be trained, or set masks: false.")
+    gallery.warnings.append(f"These masks have no white part, so that nothing of their pictures is trained: {_listing(names)}; paint white what is to be trained, "
+                            "or remove them.")
 
 
 def _no_pictures(gallery: Gallery, told_apart: str = "") -> str:

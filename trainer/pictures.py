@@ -21,6 +21,8 @@ ORIENTATION = 0x0112
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
 WITH_ALPHA = ("RGBA", "LA", "PA")
+ONE_COLOUR = 8
+"""Levels of 255 by which what is painted in one colour may vary, or be away from black."""
 
 
 class UnreadablePicture(ValueError):
@@ -72,6 +74,18 @@ def read_alpha(path: str | Path, max_megapixels: float = 180.0) -> Image.Image |
     Raises UnreadablePicture as `read_picture` does.
     """
     return _guarded(lambda: _alpha(_upright(_decode(read_bytes(path, max_megapixels), max_megapixels))))
+
+
+def read_mask(path: str | Path, max_megapixels: float = 180.0) -> Image.Image:
+    """A mask in mode L, upright; white is trained. Painted in one colour on nothing, its opacity is the mask, but what is painted black is left out as
+    anywhere else. Raises UnreadablePicture as `read_picture` does.
+    """
+    return _guarded(lambda: _mask(_upright(_decode(read_bytes(path, max_megapixels), max_megapixels)))[0])
+
+
+def is_mask_by_opacity(data: bytes, max_megapixels: float = 180.0) -> bool:
+    """Whether `read_mask` takes the opacity for the mask. Raises UnreadablePicture as `read_picture` does."""
+    return _guarded(lambda: _has_alpha(Image.open(io.BytesIO(data))) and _mask(_decode(data, max_megapixels))[1])
 
 
 def check_picture(data: bytes, max_megapixels: float = 180.0) -> PictureFacts:
@@ -164,6 +178,19 @@ def _alpha(picture: Image.Image) -> Image.Image | None:
         return None
     alpha = picture.convert("RGBA").getchannel("A")
     return alpha if alpha.getextrema()[0] < 255 else None
+
+
+def _mask(picture: Image.Image) -> tuple[Image.Image, bool]:
+    """The mask that a picture means, and whether that is its opacity."""
+    # its values are no colours
+    picture.info.pop("icc_profile", None)
+    alpha = _alpha(picture)
+    if alpha is not None:
+        painted_HW = np.asarray(alpha) > 127
+        painted_N3 = np.asarray(picture.convert("RGBA").convert("RGB"))[painted_HW]
+        if not len(painted_N3) or np.ptp(painted_N3, axis=0).max() <= ONE_COLOUR < painted_N3.max():
+            return alpha, True
+    return to_rgb(picture).convert("L"), False
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

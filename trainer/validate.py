@@ -178,7 +178,8 @@ class Validation:
                     give_way()
         finally:
             adapter.train(was_training)
-        held_out = (loss - self._base_loss) / self._base_loss if self._held_out else None
+        # masks can leave nothing of the pictures that are held out
+        held_out = (loss - self._base_loss) / self._base_loss if self._base_loss else None
         return Measurement(step, held_out, moved / total)
 
     def _prepare(self, adapter: Adapter, give_way: Callable[[], None]) -> None:

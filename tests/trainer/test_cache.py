@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from hotlora.trainer import cache as cache_module
 from hotlora.trainer.cache import LatentCache, TextCache, read_entry
 from hotlora.trainer.demo import drawings
 from hotlora.trainer.gallery import read_gallery
+from hotlora.trainer.pictures import read_picture
 
 BUCKET = (64, 64)
 
@@ -125,6 +127,25 @@ def test_masks_from_file_and_from_transparency(tmp_path):
     for mask in (a, b):
         assert torch.equal(mask[0], half) and torch.equal(mask[1], half.flip(-1))
     assert torch.equal(c, torch.ones(2, 1, 8, 8))
+
+
+def test_a_mask_painted_on_nothing_is_prepared_anew(tmp_path, monkeypatch):
+    """Earlier versions took all of such a mask for white."""
+    folder = tmp_path / "p"
+    folder.mkdir()
+    painted = Image.new("RGBA", (64, 64), (0, 0, 0, 0))
+    painted.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    for name, mask in (("a", painted), ("b", painted.getchannel("A"))):
+        drawings.draw_anything(random.Random(name)).save(folder / f"{name}.png")
+        mask.save(folder / f"{name}_mask.png")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(cache_module, "is_mask_by_opacity", lambda data: False)
+        earlier.setattr(cache_module, "read_mask_file", lambda path: read_picture(path).convert("L"))
+        prepare(cache := LatentCache(tmp_path / "cache", "vae", Encoder()), folder, masks=True)
+    examples, report = prepare(cache, folder, masks=True, crops=2)
+    assert (report.encoded, report.reused) == (1, 1)
+    a, b = (cache.load(example)["mask_V1HW"] for example in examples)
+    assert torch.equal(a, b) and a[0, 0, 0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("gone", ["1.png", "1_mask.png"])

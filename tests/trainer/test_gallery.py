@@ -398,3 +398,17 @@ def test_results_of_other_runs_are_known_by_their_mark(tmp_path: Path) -> None:
     assert [one["file"] for one in told["pictures"]] == ["a.png", "old run/b.png"]
     assert told["warnings"] == ["1 picture in old run/previews is left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own"]
     assert list(captions(read_gallery(tmp_path / "old run" / "previews", trigger="sks"))) == ["dog.png"], "chosen itself, it is a gallery as any other"
+
+
+def test_masks_without_a_white_part(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png", colour=["red", "green", "blue"]["abc".index(name)])
+    picture(tmp_path / "a_mask.png", mode="L", colour=0)
+    picture(tmp_path / "b_mask.png", mode="L", colour=1)  # of 0 and 1 instead of 0 and 255
+    told = read_gallery(tmp_path, trigger="sks", masks=True)
+    assert told.warnings == ["These masks have no white part, so that nothing of their pictures is trained: a_mask.png, b_mask.png; paint white what is to be "
+                             "trained, or remove them."]
+    picture(tmp_path / "c_mask.png", mode="RGBA", colour=(255, 255, 255, 0))
+    with pytest.raises(ValueError, match="no mask has a white part, so that nothing would be trained: a_mask.png, b_mask.png, c_mask.png; paint white"):
+        read_gallery(tmp_path, trigger="sks", masks=True)
+    assert len(read_gallery(tmp_path, trigger="sks").examples) == 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
 
-from hotlora.trainer.pictures import UnreadablePicture, check_picture, read_alpha, read_picture
+from hotlora.trainer.pictures import UnreadablePicture, check_picture, is_mask_by_opacity, read_alpha, read_mask, read_picture
 
 HAS_AVIF = bool(features.check("avif")) if "avif" in features.modules or "avif" in features.features else False
 
@@ -88,6 +88,27 @@ def test_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
     assert near(read_picture(tmp_path / "x.png").getpixel((1, 1)), (227, 127, 177), 1)
     Image.new("LA", (4, 4), (100, 0)).save(tmp_path / "grey.png")
     assert read_picture(tmp_path / "grey.png").getpixel((1, 1)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode, paint, nothing, wanted, by_opacity", [
+    ("RGBA", (255, 255, 255, 255), (0, 0, 0, 0), 255, True), ("RGBA", (255, 255, 255, 255), (255, 255, 255, 0), 255, True),
+    ("RGBA", (220, 30, 30, 255), (0, 0, 0, 0), 255, True), ("LA", (255, 255), (255, 0), 255, True), ("RGBA", (0, 0, 0, 255), (0, 0, 0, 0), 0, False),
+    ("RGB", (255, 255, 255), (0, 0, 0), 255, False), ("L", 0, 255, 0, False), ("RGBA", (255, 255, 255, 255), (0, 0, 0, 255), 255, False)])
+def test_what_a_mask_means(tmp_path: Path, mode: str, paint, nothing, wanted: int, by_opacity: bool) -> None:
+    mask = Image.new(mode, (8, 8), nothing)
+    mask.paste(paint, (0, 0, 4, 8))
+    mask.save(tmp_path / "x_mask.png")
+    read = read_mask(tmp_path / "x_mask.png")
+    assert (read.mode, read.getpixel((1, 1)), read.getpixel((6, 1))) == ("L", wanted, 255 - wanted)
+    assert is_mask_by_opacity((tmp_path / "x_mask.png").read_bytes()) is by_opacity
+
+
+def test_a_mask_of_several_colours_is_laid_over_white(tmp_path: Path) -> None:
+    mask = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    mask.paste((255, 255, 255, 255), (0, 0, 2, 8))
+    mask.paste((0, 0, 0, 255), (2, 0, 4, 8))
+    mask.save(tmp_path / "x_mask.png")
+    assert [read_mask(tmp_path / "x_mask.png").getpixel((x, 1)) for x in (1, 3, 6)] == [255, 0, 255]
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:

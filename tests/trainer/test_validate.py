@@ -89,6 +89,15 @@ def test_nothing_learned_is_nothing_measured(session_of, validated, backend):
     assert second.held_out != 0 and second.drift > 0
 
 
+def test_what_masks_leave_nothing_of_is_held_out_in_vain(session_of, validated, backend):
+    for example in session_of(validated).dataset.held_out:
+        Image.new("L", (example.width, example.height), 0).save(example.path.with_name(f"{example.path.stem}_mask.png"))
+    session = session_of(validated, masks=True)
+    assert all(example.mask_path for example in session.dataset.held_out)
+    with backend.borrow(), session.adapter.attached(backend.components()):
+        assert session.validation.measure(session.adapter, 0).held_out is None
+
+
 def test_held_out_loss_is_the_loss_of_the_objective_above_the_base_s(session_of, validated, backend):
     """Computed once more by hand for one picture, from the cached latents."""
     session = session_of(validated)

@@ -61,6 +61,8 @@ export const zhServer = [
   [/^(\d+) metadata rows? without a picture in the gallery: (.*)\.$/, "metadata 中有 $1 行在图集里没有对应的图片：$2"],
   [/^Several pictures or metadata rows are called (.*); .*$/, "有多张图片或多行 metadata 都叫 $1；请在 metadata 里写上子文件夹"],
   [/^These masks belong to no picture: (.*)\.$/, "这些蒙版没有对应的图片：$1"],
+  [/^In the gallery (.*) no mask has a white part, .*trained: (.*); paint white .*$/, "$1 里没有一个蒙版有白色部分，什么也训练不到：$2；请把要训练的部分涂成白色，或关闭 masks"],
+  [/^These masks have no white part, .*trained: (.*); paint white .*$/, "这些蒙版没有白色部分，它们的图片不会被训练：$1；请把要训练的部分涂成白色，或移除这些蒙版"],
   [/^masks is on, but no picture has .*$/, "已打开 masks，但没有一张图片有 *_mask.png 或透明部分"],
   [/^(?:The caption file )?(.*) is larger than a megabyte, which is no caption\.?$/, "$1 超过 1 MB，不是描述文件"],
   [/^The caption file (.*) cannot be opened \((.*)\)\.$/, "描述文件 $1 无法打开（$2）"],
