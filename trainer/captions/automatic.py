@@ -68,7 +68,7 @@ class CaptionReport:
 
     def text(self) -> str:
         """One sentence for people."""
-        said = f"{len(self.captions)} captions written by {self.model}" if self.model else "no caption is missing"
+        said = f"{len(self.captions)} captions written by {self.model}" if self.model else "no caption written" if self.skipped else "no caption is missing"
         said += f", {self.kept} kept" if self.kept else ""
         said += f", {self.left} still missing" if self.left else ""
         said += f", {len(self.skipped)} pictures skipped ({'; '.join(f'{name}: {reason}' for name, reason in list(self.skipped.items())[:3])})" if self.skipped else ""
@@ -97,7 +97,7 @@ def pictures_without(folder: str | Path, again: bool = False, only: tuple[str, .
 def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes: CaptionWishes = CaptionWishes(),
                    progress: Callable[[int, int], None] | None = None, cancelled: Callable[[], bool] = lambda: False,
                    sections: list[Section] | None = None, written: Callable[[list[str]], None] | None = None) -> CaptionReport:
-    """Caption what is missing. A model that is given as a choice is loaded only if there is something to do, and is let go afterwards.
+    """Caption what is missing. A model that is given as a choice is loaded only if there is something to do that can be read, and is let go afterwards.
     `written` hears the names of pictures whose captions are on the disk now.
 
     Stops after the batch when `cancelled` says so. Whatever ends it (also an exception of `progress`), what is done is written, and the
@@ -106,7 +106,7 @@ def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes
     began = time.monotonic()
     root, pictures, kept = pictures_without(folder, wishes.again, wishes.only)
     report = CaptionReport(kept=kept, left=len(pictures))
-    if not pictures:
+    if not pictures or isinstance(model, ModelChoice) and not _is_one_readable(pictures, wishes, report, root):
         return report
     loaded = load_model(model) if isinstance(model, ModelChoice) else model
     report.model = loaded.name
@@ -146,6 +146,18 @@ def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes
     report.left = len(pictures) - len(report.captions) - len(report.skipped)
     report.seconds = time.monotonic() - began
     return report
+
+
+def _is_one_readable(pictures: list[Path], wishes: CaptionWishes, report: CaptionReport, root: Path) -> bool:
+    """A picture that cannot be read never gets a caption: without this a model would be loaded for it again at every start."""
+    for path in pictures:
+        try:
+            read_picture(path, wishes.max_megapixels)
+            return True
+        except UnreadablePicture as error:
+            report.skipped[relative_name(path, root)] = str(error)
+    report.left = 0
+    return False
 
 
 def _batches(pictures: list[Path], model: CaptionModel, wishes: CaptionWishes, report: CaptionReport, root: Path

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hotlora.trainer.captions import at_start, read_metadata, read_sidecar
+from hotlora.trainer.captions import at_start, automatic, read_metadata, read_sidecar
 from hotlora.trainer.captions.automatic import CaptionWishes, caption_folder, undo
 from hotlora.trainer.captions.given import write_given
 from hotlora.trainer.captions.marks import FILE, Marks
@@ -201,3 +201,18 @@ def test_a_name_that_a_table_cannot_hold_gets_a_text_file(folder: Path, name: st
     assert len(report.captions) == 7 and (folder / name).with_suffix(".txt").read_text().startswith("a red wall")
     assert len(read_metadata(folder / "metadata.csv")) == 6 and caption_folder(folder, ColourModel()).kept == 7
     assert len(undo(folder)) == 7 and not list(folder.glob("*.txt"))
+
+
+def test_no_model_is_loaded_for_pictures_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    loads = []
+    monkeypatch.setattr(automatic, "load_model", lambda choice: loads.append(choice) or ColourModel())
+    for name in ("0.png", "3.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    config = TrainConfig(train_data_dir=str(folder), trigger="sks", caption_model="mine")
+    assert len(at_start.caption_before_training(config, ()).captions) == 5 and len(loads) == 1
+    with caplog.at_level("INFO"):
+        again = at_start.caption_before_training(config, ())
+    assert len(loads) == 1 and list(again.skipped) == ["0.png", "3.png"] and again.left == 0
+    assert "no caption written, 5 kept, 2 pictures skipped (0.png: the file is truncated; 3.png: the file is truncated)" in caplog.text
+    Image.new("RGB", (40, 30), "red").save(folder / "3.png")
+    assert list(at_start.caption_before_training(config, ()).captions) == ["3.png"] and len(loads) == 2
