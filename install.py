@@ -57,6 +57,9 @@ def main(arguments: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")
     if _lacks_required():
         return 0
+    if not arguments and _skips_install():
+        say("installs nothing, because the webui runs with --skip-install; all but extra optimizers and TensorBoard logs works without")
+        return 0
     try:
         wanted = chosen(arguments or os.environ.get("HOTLORA_EXTRAS", "").replace(",", " ").split())
     except ValueError as error:
@@ -89,6 +92,21 @@ def chosen(names: list[str]) -> list[str]:
 
 def say(sentence: str) -> None:
     print(f"HotLoRA: {sentence}", flush=True)
+
+
+def _skips_install() -> bool:
+    """Whether stable-diffusion-webui has --skip-install. Its launcher then runs no installer, but its button "Install from URL" does all the same."""
+    flag = "--skip-install"
+    if flag in os.environ.get("COMMANDLINE_ARGS", "").split():
+        return True
+    try:
+        import psutil  # the webui has it
+    except ImportError:
+        return False
+    try:
+        return any(flag in parent.cmdline() for parent in psutil.Process().parents())
+    except (OSError, psutil.Error):
+        return False
 
 
 def _lacks_required() -> bool:

@@ -104,6 +104,21 @@ def test_small_extras_are_added_and_nothing_else_changes(host):
     assert host.freeze() == {**before, "prodigyopt": "1.1.2", "lion-pytorch": "0.2.5", "a-new-one": "3.0"}
 
 
+def test_nothing_is_installed_unasked_where_the_webui_skips_installs(host):
+    host.offer("prodigyopt", "1.1.2")
+    before = host.freeze()
+    line, = host.install(COMMANDLINE_ARGS="--api --skip-install")
+    assert "--skip-install" in line and host.freeze() == before
+    psutil = pytest.importorskip("psutil")
+    packages, = (host.python.parent.parent).rglob("site-packages")
+    shutil.copytree(Path(psutil.__file__).parent, packages / "psutil")
+    start = "import subprocess, sys; subprocess.run(sys.argv[1:3], check=True)"
+    line, = host.run([host.python, "-c", start, host.python, host.ours / "install.py", "--skip-install"])
+    assert "--skip-install" in line and host.freeze() == before
+    line, = host.install("prodigy", COMMANDLINE_ARGS="--skip-install")
+    assert "installed prodigyopt==1.1.2" in line, "asked for by name it is installed"
+
+
 def test_an_extra_that_would_move_a_package_is_left_out_with_one_line(host):
     host.offer("prodigyopt", "1.1.2", "numpy>=2")
     host.offer("numpy", "2.3.0")
