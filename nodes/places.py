@@ -28,7 +28,7 @@ def run_folder(name: str) -> Path:
 
 
 def lora_folders() -> list[Path]:
-    """Every folder in which ComfyUI looks for LoRAs; new ones are written to the first."""
+    """Every folder in which ComfyUI looks for LoRAs; new ones are written to the first that can be written to."""
     return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
 
 

@@ -23,7 +23,7 @@ class Host(Protocol):
     """Folders outside of which no picture is read; None: any folder that the server may read."""
 
     def lora_folders(self) -> list[Path]:
-        """Where LoRAs are looked for; new ones are written to the first."""
+        """Where LoRAs are looked for; new ones are written to the first that can be written to."""
 
     def model_folders(self) -> list[Path]:
         """Where models of other kinds are kept; what is downloaded goes below the first."""

@@ -16,6 +16,7 @@ from .left_out import folders_apart, left_out
 from .loras import namesakes
 from .names import safe_name
 from .needs import needs_of
+from .output_files import writable_of
 from .presets import apply_preset, is_set, preset_of
 from .samples import default_steps
 from .settings import unknown_key
@@ -99,7 +100,7 @@ def filled_by(given: dict[str, Any], preset: str | None, base: str | None) -> di
 
 def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
     """The config with the folders that the server decides on."""
-    return replace(with_tag(config), output_dir=str(run_folder), lora_dir=str(host.lora_folders()[0]), cache_dir=str(host.home / "cache"))
+    return replace(with_tag(config), output_dir=str(run_folder), lora_dir=str(writable_of(host.lora_folders())), cache_dir=str(host.home / "cache"))
 
 
 def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .hosts.base_files import BaseFacts, facts_of_files
 from .lora_file import load_lora
 from .loras import namesakes
 from .names import check_name, safe_name
-from .output_files import write_atomically
+from .output_files import writable_of, write_atomically
 
 LARGEST, LARGEST_PREVIEW = 1_000_000_000, 50_000_000
 """Bytes of a LoRA and of a picture."""
@@ -44,7 +44,7 @@ class Imported:
 
 
 def import_lora(host: Host, file: str, data: bytes) -> Imported:
-    """Put `data`, uploaded as `file`, into the host's first LoRA folder and tell the host of it: the next prompt can name it.
+    """Put `data`, uploaded as `file`, into the host's first LoRA folder that can be written to and tell the host of it: the next prompt can name it.
 
     A LoRA of its name is kept as `name-v1`. ValueError when it is no LoRA, OutputError when it cannot be written; nothing is changed then.
     """
@@ -54,7 +54,7 @@ def import_lora(host: Host, file: str, data: bytes) -> Imported:
     metadata = _metadata(host, file, lora)
     trained_as = _trained_as(metadata)
     name = name or _name_of(given.stem, trained_as)
-    path = host.lora_folders()[0] / f"{name}.safetensors"
+    path = writable_of(host.lora_folders()) / f"{name}.safetensors"
     is_same = path.is_file() and path.read_bytes() == lora
     kept = None if is_same else write_atomically(path, lora, keep_old=True)
     picture = path.with_name(f"{name}.preview.png")

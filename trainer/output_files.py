@@ -140,6 +140,23 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def unwritable(folder: Path) -> str:
+    """Why no file can be written into a folder, which is made where it is missing; empty when one can."""
+    probe = folder / f".{secrets.token_hex(12)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        os.unlink(probe)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def writable_of(folders: list[Path]) -> Path:
+    """The first folder that can be written to; the first of all where none can, which whoever writes there is told."""
+    return next((folder for folder in folders if not unwritable(folder)), folders[0])
+
+
 def disk_full(path: Path, error: BaseException, size: int | None = None) -> OutputError | None:
     """The sentence for a full disk on which something of `size` bytes below `path` was written, by whatever library; None for any other error."""
     if isinstance(error, OutputError):

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from .left_out import folders_apart
 from .lora_file import LoraWeights, load_lora, to_file_weights, to_layers
 from .memory import Plan, attempt, explained
 from .names import check_name, safe_name
-from .output_files import OutputError
+from .output_files import OutputError, unwritable
 from .peft_format import to_peft
 from .samples import default_steps
 from .session import Listener, Session
@@ -165,14 +163,11 @@ def check_folders(config: TrainConfig) -> None:
 
 def check_writable(setting: str, folder: Path) -> None:
     """Find out before the training whether its result can be written."""
-    probe = folder / f".{uuid.uuid4().hex}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        os.unlink(probe)
-    except OSError as error:
-        raise OutputError(f"{setting} {folder} cannot be written to ({error.strerror or error}); change its permissions or set another "
-                          f"{setting}") from error
+    reason = unwritable(folder)
+    if reason:
+        another = (", which in ComfyUI is one more folder of loras in extra_model_paths.yaml, and in stable-diffusion-webui --lora-dir"
+                   if setting == "lora_dir" else "")
+        raise OutputError(f"{setting} {folder} cannot be written to ({reason}); change its permissions or set another {setting}{another}")
 
 
 def epochs_of(steps: int, dataset: Dataset) -> int:

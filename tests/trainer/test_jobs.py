@@ -303,6 +303,18 @@ def test_folders_of_a_settings_file_are_passed_over(jobs, settings, tmp_path):
     assert any("output_dir" in warning for warning in job.warnings)
 
 
+def test_a_lora_goes_into_the_first_of_the_hosts_folders_that_can_be_written_to(jobs, host, settings, tmp_path):
+    closed, second = tmp_path / "a file", tmp_path / "second"
+    closed.write_text("where the first folder would be")
+    host.lora_folders = lambda: [closed / "loras", second]
+    job = ended(jobs, jobs.submit({**settings, "steps": 1}, None))
+    assert job.status == "completed" and (second / "face.safetensors").is_file(), job.message
+    host.lora_folders = lambda: [closed / "loras", closed / "more"]
+    job = ended(jobs, jobs.submit({**settings, "name": "other", "steps": 1}, None))
+    assert job.status == "failed" and f"lora_dir {closed / 'loras'} cannot be written to" in job.message
+    assert "extra_model_paths.yaml" in job.message and "--lora-dir" in job.message, "what can be done in a host"
+
+
 def test_nothing_starts_when_the_host_cannot_train(jobs, host, settings):
     host.reason = "no checkpoint is loaded; choose one first"
     with pytest.raises(NotNow, match="no checkpoint"):

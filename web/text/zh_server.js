@@ -74,6 +74,8 @@ export const zhServer = [
   [/^no LoRA (.*) was removed here$/, "这里没有删除过名为 $1 的 LoRA"],
   [/^there is no drawing (.*); older ones are removed, .*$/, "没有图片 $1；旧的会被清除，请重新生成"],
   [/^log in to this server first; .*$/, "请先登录这台服务器；HotLoRA 使用同一个登录"],
+  [/^(lora_dir|output_dir|--out) (.*) cannot be written to \((.*)\); .*$/, "$1 $2 无法写入（$3）；请修改权限，或换一个文件夹（LoRA 的文件夹：ComfyUI 在 extra_model_paths.yaml 里再加一个 loras，stable-diffusion-webui 用 --lora-dir）"],
+  [/^this server is not called '(.*?)'; open it as (.*?), or add the name of your own proxy in (.*, or in )?the environment variable (\w+) before the start$/, "这台服务器不叫“$1”；请用 $2 打开，或者在启动前把自己代理的名字写进环境变量 $4（stable-diffusion-webui 也可以用“设置 -> HotLoRA”）"],
   [/^the request has ([\d.]+) MB but at most ([\d.]+) MB are allowed here$/, "请求有 $1 MB，而这里最多允许 $2 MB"],
   [/^the (loss|gradient) at step ([\d,]+) is not a number any more; .* Look at learning_rate \((.*)\): try a tenth of it(; or set mixed_precision .*)?$/,
     "第 $2 步的 $1 不再是数字；已保留这一步之前的权重。请检查学习率（$3），试试它的十分之一$4"],
