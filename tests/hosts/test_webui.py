@@ -120,6 +120,19 @@ def test_a_new_lora_works_in_the_next_request(webui):
     assert webui.get("/hotlora/api/loras")["loras"][0]["tag"] == "<lora:my_face:1>"
 
 
+def test_a_proxys_name_in_the_settings_counts_at_once(webui):
+    def status(host: str) -> int:
+        return webui.request("GET", "/hotlora/api/status", headers={"Host": host})[0]
+
+    assert status("lora.example") == 421
+    webui.post("/sdapi/v1/options", {"hotlora_server_names": "https://lora.example:8443"})
+    try:
+        assert status("lora.example") == 200 and status("evil.example") == 421
+    finally:
+        webui.post("/sdapi/v1/options", {"hotlora_server_names": ""})
+    assert status("lora.example") == 421
+
+
 def test_every_layer_of_the_file_is_used_and_its_weight_is_linear(webui):
     train(webui, "linear", conv_rank=2)
     one = inside(webui, "baked", tags=[["linear", 1.0]])["changes"]

@@ -14,6 +14,8 @@ from .messages import ApiError, Request
 
 READING = ("GET", "HEAD")
 TYPES = ("application/json", "application/octet-stream")
+NAMES = "HOTLORA_SERVER_NAMES"
+"""The environment variable with further names of the server, as of a proxy in front of it."""
 
 
 @dataclass
@@ -21,12 +23,18 @@ class Policy:
     """What a host demands. `allowed` says whether a request carries the host's login; `challenge` is what a browser is told without one.
 
     `hosts` are the names by which the server may be called, None for any: a page of another site can make its own name mean this
-    machine, and only the name in the request tells. `roots` bound the galleries in place of the host's own, None for no bound.
+    machine, and only the name in the request tells. `further` gives those that the user adds in a setting of the host, called `setting`,
+    as text; it is asked for each request, and so is the environment variable that does the same in every host.
     """
 
     allowed: Callable[[Request], bool] = lambda request: True
     challenge: str = ""
     hosts: frozenset[str] | None = None
+    further: Callable[[], str] = lambda: ""
+    setting: str = ""
+
+    def names(self) -> frozenset[str] | None:
+        return None if self.hosts is None else self.hosts | server_names(f"{os.environ.get(NAMES, '')} {self.further()}")
 
 
 def check_login(policy: Policy, request: Request) -> None:
@@ -38,8 +46,11 @@ def check_login(policy: Policy, request: Request) -> None:
 def check_origin(policy: Policy, request: Request) -> None:
     """Only pages of this very server may change anything, and no other site's page may look."""
     host = request.headers.get("host", "")
-    if policy.hosts is not None and _name(host) not in policy.hosts:
-        raise ApiError(421, f"this server is not called {_name(host)[:100]!r}; open it as {' or '.join(sorted(policy.hosts))}")
+    names = policy.names()
+    if names is not None and _name(host) not in names:
+        places = f"{policy.setting}, or in " if policy.setting else ""
+        raise ApiError(421, f"this server is not called {_name(host)[:100]!r}; open it as {' or '.join(sorted(names))}, or add the name of your own proxy in "
+                            f"{places}the environment variable {NAMES} before the start")
     site = request.headers.get("sec-fetch-site", "")
     opened = request.headers.get("sec-fetch-mode") == "navigate" and not request.path.startswith("/hotlora/api")
     if site in ("cross-site", "same-site") and not (request.method in READING and opened):
@@ -143,6 +154,11 @@ def loopback_names(listen: str) -> frozenset[str] | None:
     except ValueError:
         return None
     return frozenset(("localhost", "127.0.0.1", "[::1]", listen))
+
+
+def server_names(text: str) -> frozenset[str]:
+    """Names as people write them, separated by commas or blanks, with or without scheme, port and path: as in a request's `host`, without the port."""
+    return frozenset(_name(entry.split("://")[-1].split("/")[0]) for entry in text.replace(",", " ").split()) - {""}
 
 
 def _name(host: str) -> str:

@@ -55,7 +55,7 @@ def settings() -> None:
                                                       {"choices": ["auto", "eps", "v"]}))
     shared.opts.add_option("hotlora_gallery_roots", text("", "Folders of pictures, one per line, that others on the network may use with --listen or "
                                                              "--share", gr.Textbox, {"lines": 3}))
-    shared.opts.add_option("hotlora_server_names", text("", "Further names by which this server is called, as behind a proxy, separated by commas"))
+    shared.opts.add_option("hotlora_server_names", text("", "Further names by which this server is called, as by a proxy in front of it, separated by commas"))
 
 
 def serve(demo: Any, app: Any) -> None:
@@ -66,6 +66,4 @@ def serve(demo: Any, app: Any) -> None:
 def policy(app: Any) -> Policy:
     allowed, challenge = webui_login(app, shared.cmd_opts.api_auth)
     names = None if shared.cmd_opts.webui_is_non_local else loopback_names(shared.cmd_opts.server_name or "")
-    if names is not None:
-        names |= {name.strip().lower() for name in getattr(shared.opts, "hotlora_server_names", "").split(",") if name.strip()}
-    return Policy(allowed, challenge, names)
+    return Policy(allowed, challenge, names, lambda: getattr(shared.opts, "hotlora_server_names", ""), f"Settings, {TITLE}")

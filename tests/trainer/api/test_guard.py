@@ -107,6 +107,23 @@ def test_a_name_that_another_site_made_to_mean_this_machine(client, api):
     assert loopback_names("0.0.0.0") is None and loopback_names("192.168.1.5") is None
 
 
+@pytest.mark.parametrize("entry", ["lora.example", "LORA.example:8443", "https://lora.example", "a.example, https://lora.example:8443/hotlora/", "a.example\nlora.example"])
+def test_a_proxys_name_that_the_user_allows_counts_at_once_however_it_is_written(client, api, monkeypatch, entry):
+    written = []
+    api.policy = Policy(hosts=loopback_names("127.0.0.1"), further=lambda: " ".join(written), setting="Settings, HotLoRA")
+    asked = {"host": "lora.example:8443"}
+    told = client._json(client.ask("GET", "status", headers=asked), 421)["error"]
+    assert "'lora.example'" in told and "Settings, HotLoRA, or in the environment variable HOTLORA_SERVER_NAMES" in told
+    written.append(entry)
+    assert client.ask("GET", "status", headers=asked).status == 200
+    written.clear()
+    monkeypatch.setenv("HOTLORA_SERVER_NAMES", entry)
+    assert client.ask("GET", "status", headers=asked).status == 200
+    for host in ("evil.example", "xlora.example", "lora.example.evil.example", "", "https", "example"):
+        assert client.ask("GET", "status", headers={"host": host}).status == 421, host
+    assert client.ask("GET", "status", headers={"host": "localhost:7865"}).status == 200
+
+
 def test_a_folder_out_of_bounds(client, bounded, gallery):
     root, secret = bounded
     folder = str(secret)
