@@ -288,6 +288,24 @@ def test_a_narrow_page_shows_the_whole_dialog_for_captions(shared_server, open_p
     assert dialog.evaluate("(one) => one.querySelector('.icon-button').getBoundingClientRect().right <= one.getBoundingClientRect().right")
 
 
+@pytest.mark.parametrize("locale", ["en-US", "zh-CN"])
+def test_a_narrow_page_cuts_no_field_off(shared_server, open_page, locale):
+    page = open_page(shared_server, viewport={"width": 360, "height": 640}, locale=locale)
+    page.locator("details.advanced > summary").click()
+    for group in page.locator("details.advanced details > summary").all():
+        group.click()
+    page.locator("#hl-set-repeats").wait_for()
+    # the text that an empty field shows has no width of its own: measured in the font of its field
+    cut = """[...document.querySelectorAll("form input[placeholder]")].filter((one) => {
+      const style = getComputedStyle(one);
+      const canvas = document.createElement("canvas").getContext("2d");
+      canvas.font = style.font;
+      return canvas.measureText(one.placeholder).width > one.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    }).map((one) => [one.id, one.placeholder])"""
+    assert page.evaluate(cut) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def test_reload_pause_and_stop_in_the_middle(server, open_page, gallery):
     page = open_page(server)
     fill_form(page, gallery, steps=2000, resolution=64)

@@ -19,7 +19,7 @@ export function Pictures({ error }) {
   return html`<${DropZone}>
     <${Field} label=${t("train.folder")} error=${error}>
       ${(id, hint) => html`<div class="with-button">
-        <input id=${id} aria-describedby=${hint} list="hl-folders" value=${form.folder} autocomplete="off" spellcheck=${false}
+        <input id=${id} aria-describedby=${hint} list="hl-folders" value=${form.folder} title=${form.folder} autocomplete="off" spellcheck=${false}
           placeholder=${t("train.folderExample")} onInput=${(event) => changeForm({ folder: event.target.value })} />
         <${FileButton} />
         <datalist id="hl-folders">${galleries.map((one) => html`<option value=${one.folder}>${one.name}</option>`)}</datalist>
