@@ -222,7 +222,7 @@ class LanguageRun:
         if state.global_step < state.max_steps:
             how = f"the held-out perplexity got no better in {self.config.patience} measurements, so the run ended at step {state.global_step} of {state.max_steps}"
         if best is not None:
-            how += f"; step {best} was the best (held-out perplexity {_perplexity(state.best_metric)})"
+            how += self._best(state)
         how += self._compared(state)
         if self.flow.stopped:
             return Outcome("stopped", state.global_step, state.max_steps, adapter,
@@ -232,6 +232,15 @@ class LanguageRun:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
         return Outcome("completed", state.global_step, state.max_steps, adapter, f"{how}; the LoRA is {adapter}"
                        + (f", the whole model {merged[0]}" if merged else ""), merged)
+
+    def _best(self, state: Any) -> str:
+        """The step that became the result, and whether it is better than what the run began with."""
+        step, lowest = state.best_global_step, _perplexity(state.best_metric)
+        begun = next((entry["eval_loss"] for entry in state.log_history if entry["step"] == 0 and "eval_loss" in entry), None)
+        if begun is None or state.best_metric < begun:
+            return f"; step {step} was the best (held-out perplexity {lowest})"
+        whose = "that of init_lora" if self.config.init_lora else "the base's"
+        return f"; the held-out perplexity has never been below {whose} ({_perplexity(begun)}); step {step}, where it was lowest ({lowest}), is kept"
 
     def _compared(self, state: Any) -> str:
         """What became of the general texts' perplexity."""

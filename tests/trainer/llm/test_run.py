@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -345,7 +346,9 @@ def test_early_stop_keeps_the_best_step(config, run_of, tmp_path):
     assert outcome.status == "completed" and outcome.step < 200 and "got no better in 3 measurements" in outcome.message
     measured = {entry["step"]: entry["eval_loss"] for entry in run.trainer.state.log_history if "eval_loss" in entry and entry["step"]}
     best = min(measured, key=measured.get)
-    assert f"step {best} was the best" in outcome.message and best < outcome.step
+    began = next(entry["eval_loss"] for entry in run.trainer.state.log_history if "eval_loss" in entry and not entry["step"])
+    said = f"step {best} was the best" if measured[best] < began else f"never been below the base's ({math.exp(began):.4g}); step {best}, where it was lowest"
+    assert said in outcome.message and best < outcome.step
     assert json.loads((outcome.lora / "hotlora.json").read_text())["step"] == best
     ids = run.collate([run.material.held_out[number] for number in range(len(run.material.held_out))])
     logits = PeftModel.from_pretrained(load_base(run.material.base, torch.device("cpu"), torch.float32), str(outcome.lora))(
@@ -353,6 +356,15 @@ def test_early_stop_keeps_the_best_step(config, run_of, tmp_path):
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids["labels"][:, 1:].flatten(), ignore_index=-100)
     assert loss.item() == pytest.approx(measured[best], rel=1e-4), "perplexity is that of a token, whatever the batches"
     assert not same(weights(outcome.lora), weights(outcome.lora.with_name("facts-last")))
+
+
+def test_a_run_that_never_gets_better_than_what_it_began_with_says_so(config, run_of):
+    """It begins with a base, or an adapter, that knows the measured records already, and its rate is far too high."""
+    known = run_of(replace(config, steps=40, learning_rate=0.02, target_modules="all-linear", merge=True)).train()
+    config = replace(config, eval_data_dir=config.train_data_dir, eval_steps=1, steps=4, learning_rate=10, max_grad_norm=0, name="worse")
+    for changes, whose in (({"base_model": str(known.files[0])}, "the base's"), ({"init_lora": str(known.lora)}, "that of init_lora")):
+        message = run_of(replace(config, **changes)).train().message
+        assert f"the held-out perplexity has never been below {whose} (" in message and "was the best" not in message
 
 
 def test_previews_stand_side_by_side_with_the_base_and_change_nothing(config, run_of, tmp_path):
