@@ -44,8 +44,10 @@ def read_material(config: LanguageConfig) -> Material:
     base = find_base(config.base_model)
     found = read_records(config.train_data_dir)
     tokenizer = load_tokenizer(base)
+    warnings = found.warnings("train_data_dir")
     limit = _model_limit(base)
     if limit is not None and config.max_length > limit:
+        warnings.append(f"max_length is {config.max_length}, but the base reaches to {limit} tokens only; {limit} is used")
         config = replace(config, max_length=limit)
     template = choose_template(tokenizer, config.chat_template, found.records)
     trained, held_out = found.records, []
@@ -54,7 +56,7 @@ def read_material(config: LanguageConfig) -> Material:
     train = tokenize(tokenizer, trained, config.max_length, config.answer_only)
     if not train.samples:
         raise ValueError(f"train_data_dir is {config.train_data_dir}, where no record can be used; the first: {train.problems[0]}")
-    problems, warnings = found.problems + train.problems, found.warnings("train_data_dir")
+    problems = found.problems + train.problems
     report = _report(found, train, template, config)
     measured = _measured("validation", held_out, tokenizer, config, problems)
     if config.eval_data_dir:

@@ -92,7 +92,9 @@ def test_packing_makes_fewer_rows(config):
 
 
 def test_the_base_limits_the_length(config):
-    assert read_material(replace(config, max_length=100_000)).config.max_length == 256
+    material = read_material(replace(config, max_length=1000))
+    assert material.config.max_length == 256 and material.warnings == ["max_length is 1000, but the base reaches to 256 tokens only; 256 is used"]
+    assert not read_material(replace(config, max_length=256)).warnings
 
 
 def test_the_name_comes_from_the_data(config):
