@@ -136,7 +136,8 @@ def _member(archive: zipfile.ZipFile, name: str) -> BinaryIO:
 
 
 def _warnings(config: TrainConfig, material: Material) -> list[str]:
-    bare = sum(not example.written for example in material.gallery.examples)
+    # without a trigger, the name of a folder such as 10_sks dog is a caption
+    bare = sum(not example.written and (bool(config.trigger) or not example.caption) for example in material.gallery.examples)
     told = list(material.gallery.warnings)
     if bare and config.auto_caption:
         told.append(f"{bare} pictures have no caption, and none is written on the other machine; write them here first if they should have one")

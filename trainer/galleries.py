@@ -95,7 +95,7 @@ def describe_gallery(folder: str, quick: bool = False, resolution: int | None = 
             continue
         told = _describe(path, root, files, found, places[path], hashes, resolution)
         pictures.append({**told, "automatic": marks.is_automatic(told["file"], told["caption"]), "left_out": told["file"] in unwanted})
-    bare = sum(not picture["caption"] for picture in pictures)
+    bare = sum("no caption" in picture["warnings"] for picture in pictures)
     warnings += filter(None, [said_apart(files, root)])
     if table.unused:
         warnings.append(printable(f"{len(table.unused)} metadata rows have no picture: {', '.join(sorted(table.unused.values())[:5])}"))
@@ -110,11 +110,13 @@ def describe_gallery(folder: str, quick: bool = False, resolution: int | None = 
 def _describe(path: Path, root: Path, files: GalleryFiles, found: PictureFacts | tuple[int, int], place: Place, hashes: Counter,
               resolution: int | None) -> dict[str, Any]:
     width, height = (found.width, found.height) if isinstance(found, PictureFacts) else found
+    repeats, folder_name = folder_repeats(path, root)
     told: dict[str, Any] = {
         "file": relative_name(path, root), "width": width, "height": height, "caption": place.caption, "caption_from": place.name(root),
-        "repeats": folder_repeats(path, root)[0], "modified": path.stat().st_mtime_ns // 1_000_000,
+        "folder_caption": folder_name, "repeats": repeats, "modified": path.stat().st_mtime_ns // 1_000_000,
         "mask": files.mask_of(path) is not None, "warnings": []}
-    if not place.caption:
+    # a folder called 10_sks dog is the caption of what is in it, in the form of kohya's sd-scripts
+    if not place.caption and not folder_name:
         told["warnings"].append("no caption")
     if isinstance(found, PictureFacts) and hashes[found.content_hash] > 1:
         told["warnings"].append(f"the same picture is here {hashes[found.content_hash]} times")

@@ -13,7 +13,7 @@ from .gallery_checks.finding import FIX, PARTS, Finding, Subject
 from .gallery_checks.gallery_rules import AMOUNTS, gallery_findings
 from .gallery_checks.looks import LookCache, look_at_all
 from .gallery_checks.picture_rules import picture_findings
-from .gallery_files import relative_name
+from .gallery_files import folder_repeats, relative_name
 
 PURPOSES = tuple(AMOUNTS)
 GOOD = 80
@@ -92,10 +92,12 @@ def check_gallery(gallery: Gallery, *, resolution: int | None = None, purpose: s
     began = time.monotonic()
     examples = gallery.examples
     looks = look_at_all([(example.path, example.seen_hash) for example in examples], LookCache(cache), max_megapixels, progress)
+    trigger = trigger.strip()
     subject = Subject(
         names=[relative_name(example.path, gallery.root) for example in examples], sizes=[(example.width, example.height) for example in examples],
-        hashes=[example.content_hash for example in examples], captions=[example.written for example in examples], looks=looks,
-        resolution=resolution or 512, purpose=purpose, trigger=trigger.strip(), token_limit=token_limit, bucketing=bucketing, upscale=upscale)
+        hashes=[example.content_hash for example in examples], captions=[example.written for example in examples],
+        by_folder=[not trigger and not example.written and bool(folder_repeats(example.path, gallery.root)[1]) for example in examples], looks=looks,
+        resolution=resolution or 512, purpose=purpose, trigger=trigger, token_limit=token_limit, bucketing=bucketing, upscale=upscale)
     findings = [*picture_findings(subject), *gallery_findings(subject), *caption_findings(subject, similarity)]
     findings.sort(key=lambda finding: (ORDER[finding.severity], -finding.lost * PARTS[finding.part]))
     points = {part: max(0.0, whole * (1 - sum(f.lost for f in findings if f.part == part))) for part, whole in PARTS.items()}

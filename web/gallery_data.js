@@ -66,5 +66,5 @@ function changed(gallery, event) {
 
 export function withCaption(picture, written) {
   const warnings = (picture.warnings ?? []).filter((one) => one !== "no caption");
-  return { ...picture, ...written, warnings: written.caption ? warnings : ["no caption", ...warnings] };
+  return { ...picture, ...written, warnings: written.caption || picture.folder_caption ? warnings : ["no caption", ...warnings] };
 }

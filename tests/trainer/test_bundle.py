@@ -383,3 +383,15 @@ def test_a_result_holds_no_picture_of_another_run(job, backend, tmp_path):
     (previews / "mascot-000002-0.png").write_bytes(b"its own")
     with zipfile.ZipFile(write_result(session, outcome, bundle).path) as archive:
         assert archive.read("preview.png") == b"its own"
+
+
+def test_who_has_no_caption_is_told_but_not_of_a_folder_whose_name_is_one(gallery, material, tmp_path):
+    for path in gallery.glob("*.txt"):
+        path.unlink()
+    told = export_job(tmp_path / "a.zip", material(trigger="", auto_caption=True), DEMO).warnings
+    assert any(warning.startswith("6 pictures have no caption") for warning in told)
+    gallery.rename(tmp_path / "10_sks dog")
+    (tmp_path / "above").mkdir()
+    (tmp_path / "10_sks dog").rename(tmp_path / "above" / "10_sks dog")
+    here = material(trigger="", auto_caption=True, train_data_dir=str(tmp_path / "above"))
+    assert export_job(tmp_path / "b.zip", here, DEMO).warnings == []

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from hotlora.tests.trainer.gallery_checks import faults
 from hotlora.trainer.captions.tokens import LIMIT
+from hotlora.trainer.galleries import describe_gallery
 from hotlora.trainer.gallery import read_gallery
 from hotlora.trainer.gallery_check import GOOD, PURPOSES, Report, check_gallery
 from hotlora.trainer.gallery_checks import gallery_rules, picture_rules, texts
@@ -310,3 +311,14 @@ def test_a_logo_is_told_from_chance_in_few_pictures() -> None:
 
 def overlay_of(grey_NTT: np.ndarray) -> str | None:
     return gallery_rules._overlay(SimpleNamespace(looks=[SimpleNamespace(grey_TT=grey_TT) for grey_TT in grey_NTT]), list(range(len(grey_NTT))))
+
+
+def test_the_name_of_a_kohya_folder_is_its_pictures_caption(folder: Path) -> None:
+    (folder / "10_sks dog").mkdir()
+    for path in folder.glob("*.png"):
+        path.rename(folder / "10_sks dog" / path.name)
+    assert "no_caption" not in codes(check(folder)) and "short_caption" not in codes(check(folder))
+    assert len(files(check(folder, trigger="rex"), "no_caption")) == 12, "a trigger takes the place of the folder's name"
+    told = describe_gallery(str(folder))
+    assert told["report"] == "12 pictures, 12 with a caption, 0 skipped" and all(one["warnings"] == [] for one in told["pictures"])
+    assert {one["folder_caption"] for one in told["pictures"]} == {"sks dog"}

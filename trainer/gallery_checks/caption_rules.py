@@ -62,7 +62,7 @@ def _is_praise(text: str) -> bool:
 
 
 def _missing(subject: Subject, written: list[int]) -> list[Finding]:
-    missing = tuple(subject.names[i] for i in range(len(subject.names)) if i not in set(written))
+    missing = tuple(subject.names[i] for i in range(len(subject.names)) if i not in set(written) and not subject.by_folder[i])
     if not missing:
         return []
     severity = LOOK if subject.trigger else FIX

@@ -33,12 +33,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class Subject:
-    """What the rules know of a gallery: one entry per picture that can be read, in the gallery's order."""
+    """What the rules know of a gallery: one entry per picture that can be read, in the gallery's order. `by_folder`: the name of its folder, such as
+    10_sks dog, is trained as the caption that it does not have."""
 
     names: list[str]
     sizes: list[tuple[int, int]]
     hashes: list[str]
     captions: list[str]
+    by_folder: list[bool]
     looks: list[Any]
     resolution: int
     purpose: str

@@ -260,6 +260,7 @@ export default {
   "gallery.open": ({ name }) => `Open ${name} large`,
   "gallery.captionOf": ({ name }) => `Caption of ${name}`,
   "gallery.noCaption": "No caption",
+  "gallery.folderCaption": ({ name }) => `${name} (by its folder, unless there is a trigger word)`,
   "gallery.caption": "Caption",
   "gallery.tokens": ({ n, most }) => `${n} of ${most} tokens`,
   "gallery.repeats": ({ n }) => `counts ${n} times`,

@@ -261,6 +261,7 @@ export default {
   "gallery.open": ({ name }) => `放大 ${name}`,
   "gallery.captionOf": ({ name }) => `${name} 的描述`,
   "gallery.noCaption": "没有描述",
+  "gallery.folderCaption": ({ name }) => `${name}（取自文件夹名，有触发词时用触发词）`,
   "gallery.caption": "描述",
   "gallery.tokens": ({ n, most }) => `${n} 个词元（上限 ${most}）`,
   "gallery.repeats": ({ n }) => `重复 ${n} 次`,

@@ -268,7 +268,7 @@ function Cell({ index, all, gallery, one, found = [], style, caption, isSelected
       ${warnings.length > 0 && html`<span class="warn" title=${warnings.map(said).join("\n")}><${Icon} name="warn" /><span class="hidden">${warnings.map(said).join(". ")}</span></span>`}
       <span class=${count > TOKENS ? "tokens over" : "tokens"} title=${t("gallery.tokens", { n: count, most: TOKENS })}>${count}</span>
       <button type="button" class="icon-button" tabindex="-1" aria-label=${t("gallery.open", { name: one.file })} onClick=${() => onOpen(index)}><${Icon} name="search" /></button></p>
-    <textarea spellcheck=${false} aria-label=${t("gallery.captionOf", { name: one.file })} placeholder=${t("gallery.noCaption")} value=${caption} onInput=${write} onKeyDown=${key}
+    <textarea spellcheck=${false} aria-label=${t("gallery.captionOf", { name: one.file })} placeholder=${one.folder_caption ? t("gallery.folderCaption", { name: one.folder_caption }) : t("gallery.noCaption")} value=${caption} onInput=${write} onKeyDown=${key}
       onBlur=${() => sendIfAny()}></textarea>
   </div>`;
 }
