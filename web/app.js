@@ -55,6 +55,7 @@ function App() {
   const chosen = async (code) => {
     await keepLanguage(code);
     setTongue(code);
+    requestAnimationFrame(() => document.querySelector(".hotlora .language select")?.focus());   // the page is drawn anew, and with it the list that had the focus
   };
   return html`<div class="page" key=${tongue}>
     <a class="skip" href="#hl-main" onClick=${(event) => { event.preventDefault(); document.getElementById("hl-main").focus(); }}>${t("nav.skip")}</a>

@@ -11,6 +11,8 @@ from hotlora.trainer.job_store import STATUSES
 from hotlora.trainer.names import check_name
 from hotlora.trainer.presets import PRESETS
 
+from .conftest import until
+
 WEB = Path(__file__).resolve().parent.parent.parent / "web"
 FAMILIES = {
     "status": STATUSES,
@@ -85,6 +87,7 @@ def test_a_chosen_language_is_kept_and_the_form_with_it(shared_server, open_page
     page.get_by_label("Language").select_option("zh")
     page.get_by_role("heading", name="训练 LoRA").wait_for()
     assert page.get_by_label("名称", exact=True).input_value() == "stays"
+    until(page, "document.activeElement === document.querySelector('.language select')")
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     page.reload()
     page.get_by_role("heading", name="训练 LoRA").wait_for()
