@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .distributed import told_once
-from .llm.base_folder import adapter_base, find_base, is_language_base
+from .llm.base_folder import find_adapter_base, find_base, is_language_base
 from .llm.config import LanguageConfig
 
 if TYPE_CHECKING:
@@ -189,7 +189,4 @@ def _base_and_lora(base: str, lora: str | None) -> tuple[str, str | None]:
         base, lora = "demo", lora or base
     if base != "demo" or lora is None:
         return base, lora
-    named = adapter_base(Path(lora))
-    if named is None:
-        raise ValueError(f"the LoRA {lora} does not say which base it was trained on; give that model's folder as --base")
-    return named, lora
+    return find_adapter_base(Path(lora)), lora

@@ -62,6 +62,28 @@ def adapter_base(folder: Path) -> str | None:
     return name if isinstance(name, str) else None
 
 
+def find_adapter_base(folder: Path) -> str:
+    """Where the base lies that an adapter folder names. A relative path counts from where it was trained, else from here or from the adapter.
+
+    ValueError when it names none, or one that is not there.
+    """
+    named = adapter_base(folder)
+    if named is None:
+        raise ValueError(f"the LoRA {folder} does not say which base it was trained on; give that model's folder as --base")
+    places = [Path(named), folder / named]
+    try:
+        places.insert(0, Path(read_json(folder / "hotlora.json")["base_model"]))
+    except (ValueError, KeyError, TypeError):  # it was trained with another program
+        pass
+    found = [Path(named)] if Path(named).is_absolute() else [place for place in places if (place / "config.json").is_file()]
+    try:
+        find_base(str(found[0]) if found else named)
+    except ValueError as error:
+        reason = error if found and found[0].exists() else "which is not here"
+        raise ValueError(f"the LoRA {folder} was trained on {named}, {reason}; give that model's folder as --base") from None
+    return str(found[0]) if found else named
+
+
 def _in_cache(name: str) -> Path | None:
     try:
         from huggingface_hub import snapshot_download

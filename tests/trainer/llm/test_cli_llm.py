@@ -78,6 +78,24 @@ def test_generate_finds_the_base_of_a_lora_and_draws_by_the_seed(config, run_of,
     assert answer(*hot, 1) == answer(*hot, 1) != answer(*hot, 2)
 
 
+def test_a_base_with_a_relative_path_is_found_from_elsewhere_or_named(config, run_of, tmp_path, monkeypatch, capsys):
+    """A LoRA of this program knows where its base lay; one of another program may lie beside it."""
+    shutil.copytree(config.base_model, tmp_path / "models" / "base")
+    monkeypatch.chdir(tmp_path)
+    lora = run_of(replace(config, base_model="models/base", steps=1)).train().lora
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert json.loads((lora / "adapter_config.json").read_text())["base_model_name_or_path"] == "models/base"
+    ask = ["generate", "--lora", str(lora), "--prompt", "a", "--max-tokens", "2", "--device", "cpu"]
+    assert main(ask) == 0
+    (lora / "hotlora.json").unlink()
+    capsys.readouterr()
+    assert main(ask) == 1
+    assert f"the LoRA {lora} was trained on models/base, which is not here; give that model's folder as --base" in capsys.readouterr().err
+    shutil.copytree(config.base_model, lora / "models" / "base")
+    assert main(ask) == 0
+
+
 @pytest.mark.parametrize("options, expected", [
     (["--lora", "nowhere"], "--lora is nowhere, which is no adapter folder of a language model .* For pictures, name the LoRA in the prompt"),
     (["--base", "BASE", "--max-tokens", "0"], "--max-tokens is 0 .* the first must be at least 1"),
