@@ -27,6 +27,7 @@ from ..trainer.listeners import RunLog
 from ..trainer.memory import FREE_SOME, explained
 from ..trainer.output_files import writable_of
 from ..trainer.plot import draw_curve
+from ..trainer.preflight import preflight
 from ..trainer.presets import apply_preset
 from ..trainer.run import make_session, read_material
 from ..trainer.session import Listener, Outcome, Session, StepReport
@@ -110,6 +111,7 @@ def _train(model, clip, vae, values: dict[str, Any], preset: str, node_id: str) 
     with torch.inference_mode(False), explained(lambda: FREE_SOME), going_on(name):
         config = TrainConfig.from_dict({**apply_preset(values, preset, 1), "output_dir": str(run_folder(name)), "lora_dir": str(writable_of(lora_folders())),
                                         "cache_dir": str(cache_folder()), "mixed_precision": "no", "tensorboard": False})
+        preflight(config, mm.get_torch_device())
         backend = ComfyBackend(model, clip, vae)
         material = read_material(config, True, (Path(folder_paths.models_dir),), str(mm.get_torch_device()), _raise_if_cancelled)
         progress = NodeProgress(node_id)

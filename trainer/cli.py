@@ -157,17 +157,21 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on_pictures(options: argparse.Namespace, config: TrainConfig, warnings: list[str], ranks: Alone) -> int:
-    from .hosts.standalone import base_of_run
+    from .hosts.standalone import base_of_run, existing_base, pick_device
     from .listeners import usual_listeners
+    from .preflight import preflight
     from .run import make_session, read_material
 
     for warning in warnings:
         log.warning("warning: %s", warning)
+    device = ranks.together(lambda: device_for(config.device, ranks.place))
+    ranks.together(lambda: preflight(config, pick_device(device)))
+    ranks.together(lambda: existing_base(config.base_model))
     makes_captions = not (options.dry_run or options.resume)
     material = ranks.leaders_first(lambda is_leader: read_material(config, make_captions=makes_captions and is_leader))
     for warning in material.gallery.warnings:
         log.warning("warning: %s", warning)
-    backend = ranks.together(lambda: base_of_run(config, device_for(config.device, ranks.place)))
+    backend = ranks.together(lambda: base_of_run(config, device))
     if options.dry_run:
         from .estimate import dry_run
 

@@ -47,8 +47,9 @@ def _run_bundle(options: argparse.Namespace) -> int:
     from .bundle_read import read_bundle
     from .bundle_run import choose_base, prepare, write_result
     from .cli import train_until_signal, try_command
-    from .hosts.standalone import base_of_run
+    from .hosts.standalone import base_of_run, pick_device
     from .listeners import usual_listeners
+    from .preflight import preflight
     from .run import make_session
 
     bundle = read_bundle(options.file)
@@ -56,6 +57,7 @@ def _run_bundle(options: argparse.Namespace) -> int:
     material, warnings = prepare(bundle, base, options.out, options.set)
     for warning in warnings:
         log.warning("warning: %s", warning)
+    preflight(material.config, pick_device(material.config.device))
     backend = base_of_run(material.config)
     if options.dry_run:
         from .estimate import dry_run

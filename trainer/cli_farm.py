@@ -28,7 +28,7 @@ def _farm(options: argparse.Namespace) -> int:
     for name, value, least in (("--retries", options.retries, 0), ("--cpus", options.cpus, 1)):
         if value is not None and value < least:
             raise ValueError(f"{name} is {value} but must be at least {least}")
-    jobs = read_jobs(_files(options.jobs), options.out)
+    jobs = read_jobs(_files(options.jobs), options.out, here=options.address is None)
     lock = hold(options.out / LOCK)
     if lock is None:
         raise ValueError(f"another farm is at work in {options.out}; wait for it, or choose another --out")

@@ -77,8 +77,8 @@ def load_module(place: str, setting_name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         missing = error.name or str(error)
         if path is None and f"{place}.".startswith(f"{missing}."):
-            raise ValueError(f"{setting_name}: there is no module {missing} on this Python's path; install it, or name a file "
-                             "as path/to/file.py") from error
+            file = ", or name a file as path/to/file.py" if setting_name in ARGUMENTS else ""
+            raise ValueError(f"{setting_name}: there is no module {missing} on this Python's path; install it{file}") from error
         raise ValueError(f"{setting_name}: {place} imports {missing}, which is not installed; install it") from error
     except Exception as error:  # the code of others can fail with anything, and the reason is theirs to mend
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"

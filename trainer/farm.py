@@ -18,13 +18,12 @@ from typing import Any, Callable
 from .config import TrainConfig
 from .config_files import load_config, read_values
 from .farms import STATE
-from .gallery_files import existing_folder
-from .hosts.standalone import pick_device
+from .hosts.standalone import existing_base, pick_device
 from .job_settings import name_of
 from .llm.config import LanguageConfig
 from .llm.config_files import is_language_run, load_language_config
 from .output_files import write_atomically
-from .paths import path_of
+from .preflight import check_paths, preflight
 from .progress_file import read_progress, write_progress
 
 log = logging.getLogger(__name__)
@@ -71,12 +70,15 @@ class Job:
                 **{key: facts[key] for key in kept if facts.get(key) is not None}}
 
 
-def read_jobs(files: list[Path], out: Path) -> list[Job]:
-    """The jobs of settings files. ValueError that names every file with something wrong in it, so that nothing has begun yet then."""
+def read_jobs(files: list[Path], out: Path, here: bool = True) -> list[Job]:
+    """The jobs of settings files. ValueError that names every file with something wrong in it, so that nothing has begun yet then.
+
+    `here`: they run on this machine, so that its packages and its device count too; what the machines of a cluster have they say themselves.
+    """
     jobs, wrong = [], []
     for file in files:
         try:
-            jobs.append(_read_job(file, out.resolve()))
+            jobs.append(_read_job(file, out.resolve(), here))
         except ValueError as error:
             text = str(error).removesuffix(".")
             wrong.append(text if text.startswith(str(file)) else f"{file}: {text}")
@@ -90,8 +92,8 @@ def read_jobs(files: list[Path], out: Path) -> list[Job]:
     return jobs
 
 
-def _read_job(file: Path, out: Path) -> Job:
-    config, name = _language_run(file) if is_language_run(read_values(file)) else _picture_run(file)
+def _read_job(file: Path, out: Path, here: bool) -> Job:
+    config, name = _language_run(file) if is_language_run(read_values(file)) else _picture_run(file, here)
     job = Job(file.resolve(), name, out, on_cpu=config.device == "cpu", digest=_digest(config))
     job.settings = [f"name={name}", f"output_dir={job.run_folder}"]
     if isinstance(config, TrainConfig):
@@ -103,11 +105,15 @@ def _read_job(file: Path, out: Path) -> Job:
     return job
 
 
-def _picture_run(file: Path) -> tuple[TrainConfig, str]:
+def _picture_run(file: Path, here: bool) -> tuple[TrainConfig, str]:
     config, _ = load_config(file)
-    existing_folder(config.train_data_dir)
-    if config.base_model != "demo" and not path_of(config.base_model).exists():
-        raise ValueError(f"base_model {config.base_model} does not exist; correct the path")
+    if here:
+        device = pick_device("cpu" if config.device == "cpu" else "auto")
+        # to ask a GPU takes memory of it, which this process would hold as long as the jobs run
+        preflight(config, None if device.type == "cuda" else device)
+    else:
+        check_paths(config)
+    existing_base(config.base_model)
     return config, name_of(config)
 
 

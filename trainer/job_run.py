@@ -20,6 +20,7 @@ from .job_store import Job, LossFile
 from .listeners import RunLog, TensorBoard
 from .memory import FREE_SOME, explained
 from .output_files import OutputError
+from .preflight import preflight
 from .run import Material, make_session, read_material
 from .session import Listener, Outcome, Session, StepReport
 from .state import find_states
@@ -87,6 +88,7 @@ class JobRun(Listener):
         else:
             config, warnings = checked_settings(self.host, self.job.settings)
         config = placed(replace(config, name=self.job.name), self.host, self.folder)
+        preflight(config, self.host.device())
         material = read_material(config, not self.job.config, tuple(self.host.model_folders()), str(self.host.device()), self._captioned, lambda: self.stop_asked)
         if self.wrote_captions:
             self.queue.events.add("gallery", folder=printable(existing_folder(config.train_data_dir)))

@@ -17,6 +17,7 @@ from .loras import namesakes
 from .names import safe_name
 from .needs import needs_of
 from .output_files import writable_of
+from .preflight import preflight
 from .presets import apply_preset, is_set, preset_of
 from .samples import default_steps
 from .settings import unknown_key
@@ -115,6 +116,7 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     seen = sum(config.repeats * folder_repeats(path, root)[0] for path in pictures)
     base = base_of(host, config)
     config = with_preset(config, settings, preset, len(pictures), base)
+    preflight(config, host.device())
     group = config.batch_size * config.gradient_accumulation_steps
     steps = config.steps or (config.epochs * math.ceil(seen / group) if config.epochs else default_steps(len(pictures), group))
     needs = needs_of(config, host.family(config.base_model), host.device())

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import nn
 
 from .lora_keys import layout_of, spellings
 from .lora_metadata import build_metadata
-from .lora_tensors import LoraWeights, fit_dora_scale, kohya_tensors, read_peft_config, weights_from_tensors
+from .lora_tensors import LoraWeights, check_names, fit_dora_scale, kohya_tensors, read_peft_config, weights_from_tensors
 from .output_files import OutputError, write_atomically
 
 __all__ = [
     "LoraWeights",
     "OutputError",
     "build_metadata",
+    "check_lora",
     "load_lora",
     "read_safetensors",
     "save_lora",
@@ -62,28 +64,57 @@ def load_lora(path: str | Path) -> tuple[LoraWeights, dict[str, str]]:
     try:
         return weights_from_tensors(tensors, metadata, read_peft_config(path)), metadata
     except ValueError as error:
-        raise ValueError(f"{path} cannot be used as a LoRA: {error}") from None
+        raise _unusable(path, error) from None
+
+
+def check_lora(path: str | Path) -> None:
+    """What `load_lora` would say of the names in a file, in the same words; its numbers, which may be gigabytes, are not read."""
+    path = Path(path)
+    try:
+        with _told(path), path.open("rb"), safe_open(path, "pt") as file:
+            names = list(file.keys())
+    except SafetensorError as error:
+        raise _damaged(path, error) from None
+    try:
+        check_names(names)
+    except ValueError as error:
+        raise _unusable(path, error) from None
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file, read as a whole, so that the file stays free to be replaced on Windows."""
     path = Path(path)
+    with _told(path):
+        data = path.read_bytes()
+    try:
+        tensors = load(data)
+        metadata = _header(data).get("__metadata__") or {}
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+    return tensors, metadata
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Inside, the file is read. ValueError, with what to do, for one that cannot be, and for a kind that is not."""
     if path.suffix.lower() in _PICKLES:
         raise ValueError(f"{path} is a pickle, which can run any program when it is opened; convert it to .safetensors first")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name the .safetensors file in it")
     try:
-        data = path.read_bytes()
+        yield
     except FileNotFoundError:
         raise ValueError(f"there is no file {path}; check the path") from None
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from None
-    try:
-        tensors = load(data)
-        metadata = _header(data).get("__metadata__") or {}
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error}); get or save it again") from None
-    return tensors, metadata
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is damaged or no safetensors file ({error}); get or save it again")
+
+
+def _unusable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} cannot be used as a LoRA: {error}")
 
 
 def write_safetensors(

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Collection
 
 import torch
 
@@ -61,20 +61,26 @@ def weights_from_tensors(
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
     names: dict[str, str] = {}
+    check_names(tensors)
     for key, tensor in tensors.items():
         match = _PART.search(key)
-        if match is None:
-            raise _not_lora(key, tensors)
         prefix = key_prefix(key[: match.start()])
         parts.setdefault(prefix, {})[match.lastgroup] = tensor
         names.setdefault(prefix, key[: match.start()])
-    if not parts:
-        raise ValueError("it holds no tensors at all")
     configs = _peft_configs(metadata, peft_config)
     weights = {prefix: _layer(prefix, found, _peft_alpha(names[prefix], found, configs)) for prefix, found in parts.items()}
     if any(prefix.startswith("lora_te2_") for prefix in weights):
         weights = {re.sub(r"^lora_te_", "lora_te1_", prefix): layer for prefix, layer in weights.items()}
     return weights
+
+
+def check_names(names: Collection[str]) -> None:
+    """ValueError, which says what it is instead, for a file whose tensors of these names are no LoRA."""
+    for name in names:
+        if not _PART.search(name):
+            raise _not_lora(name, names)
+    if not names:
+        raise ValueError("it holds no tensors at all")
 
 
 def kohya_tensors(weights: LoraWeights, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -141,7 +147,7 @@ def _fold_mid(prefix: str, down: torch.Tensor, mid: torch.Tensor) -> torch.Tenso
     return torch.einsum("rskl,si->rikl", mid, down.flatten(1))
 
 
-def _not_lora(key: str, tensors: dict[str, torch.Tensor]) -> ValueError:
+def _not_lora(key: str, tensors: Collection[str]) -> ValueError:
     for pattern, method in _OTHER_METHODS:
         if re.search(pattern, key):
             return ValueError(f"it holds {method} ({key}), and only LoRA, LoCon and DoRA are supported")

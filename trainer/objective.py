@@ -57,6 +57,16 @@ def zero_terminal_snr(prediction: Prediction) -> Prediction:
     return Prediction("v", (root_T**2).to(prediction.alphas_cumprod.dtype))
 
 
+def prediction_of_run(config: TrainConfig, prediction: Prediction) -> Prediction:
+    """The base's prediction as the settings want it. ValueError for settings that do not fit the base, and a base that cannot be trained."""
+    if config.zero_terminal_snr:
+        prediction = zero_terminal_snr(prediction)
+    if prediction.kind == "eps" and prediction.alphas_cumprod.min() == 0:
+        raise ValueError("this base predicts the noise (eps), but its schedule ends in pure noise, where that teaches "
+                         "nothing; use it as a v-prediction base if it is one")
+    return prediction
+
+
 def logit_normal_cdf(sigma: float) -> float:
     """Share of logit-normal noise levels (location 0, scale 1) below `sigma` in [0, 1]."""
     return float(torch.special.ndtr(torch.special.logit(torch.tensor(sigma, dtype=torch.float64))))
@@ -121,11 +131,7 @@ class Objective:
     """
 
     def __init__(self, config: TrainConfig, prediction: Prediction) -> None:
-        if config.zero_terminal_snr:
-            prediction = zero_terminal_snr(prediction)
-        if prediction.kind == "eps" and prediction.alphas_cumprod.min() == 0:
-            raise ValueError("this base predicts the noise (eps), but its schedule ends in pure noise, where that teaches "
-                             "nothing; use it as a v-prediction base if it is one")
+        prediction = prediction_of_run(config, prediction)
         if prediction.kind == "flow" and config.debiased:
             log.warning("debiased has no effect: this base is a flow model, which weights by how often a noise level is drawn")
         self.config = config

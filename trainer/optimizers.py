@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator
 
 import torch
@@ -49,6 +50,23 @@ def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimiz
     weight_decay is passed on where the optimizer has it; optimizer_args go to its constructor as they are, lists as tuples.
     Raises ValueError when its package is missing, or when it does not take the arguments or the groups.
     """
+    optimizer = _made(config, groups)
+    if config.optimizer == "prodigy" and groups and groups[0]["lr"] < 0.1:
+        log.warning("learning_rate is %g, but prodigy multiplies it with the rate that it finds by itself; 1 is usual", groups[0]["lr"])
+    if hasattr(optimizer, "train"):  # schedule-free optimizers step in this mode only
+        optimizer.train()
+    return optimizer
+
+
+def check_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> None:
+    """Whether `make_optimizer` would make one over such groups, said at once. ValueError as there; nothing is kept and nothing logged.
+
+    Small weights on any device may stand for those of the run: `fused`, which depends on where they lie, is not looked at.
+    """
+    _made(replace(config, optimizer_args={name: value for name, value in config.optimizer_args.items() if name != "fused"}), groups)
+
+
+def _made(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimizer:
     found = _optimizer_class(config.optimizer)
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in config.optimizer_args.items()}
     accepted = _accepted(found)
@@ -67,8 +85,6 @@ def make_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> Optimiz
         raise ValueError(f"optimizer {config.optimizer} does not work with optimizer_args {config.optimizer_args}: "
                          f"{error}{takes}; change optimizer_args") from error
     _check_step(config, optimizer)
-    if hasattr(optimizer, "train"):  # schedule-free optimizers step in this mode only
-        optimizer.train()
     return optimizer
 
 
@@ -108,8 +124,6 @@ def _check_prodigy(config: TrainConfig, groups: list[dict[str, Any]]) -> None:
     if len(rates) > 1:
         raise ValueError(f"optimizer prodigy finds one learning rate for everything, but there are {', '.join(map(str, rates))}; "
                          "remove text_encoder_lr and lora_plus_ratio, or use adamw")
-    if rates and rates[0] < 0.1:
-        log.warning("learning_rate is %g, but prodigy multiplies it with the rate that it finds by itself; 1 is usual", rates[0])
 
 
 def _check_step(config: TrainConfig, optimizer: Optimizer) -> None:

@@ -21,6 +21,8 @@ from .left_out import folders_apart
 from .lora_file import LoraWeights, load_lora, to_file_weights, to_layers
 from .memory import Plan, attempt, explained
 from .names import check_name, safe_name
+from .objective import prediction_of_run
+from .optimizers import check_optimizer
 from .output_files import OutputError, unwritable
 from .peft_format import to_peft
 from .samples import default_steps
@@ -122,6 +124,7 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
 
     adapter = ranks.together(lambda: attempted(lambda: make_adapter(config, backend)))
     ranks.same_values(adapter.parameters())
+    ranks.together(lambda: _check_for_base(config, backend, adapter))
     config = _with_possible_form(config, adapter, backend)
     held_out = []
     if config.validation:
@@ -142,6 +145,12 @@ def make_session(material: Material, backend: Backend, listeners: list[Listener]
     make = partial(ranks.session, config, backend, dataset, adapter, name=material.name, total_steps=total_steps(config, dataset), listeners=listeners, plan=plan)
     # several processes speak with each other meanwhile, which one of them cannot do twice
     return attempted(make) if ranks.world == 1 else make()
+
+
+def _check_for_base(config: TrainConfig, backend: Backend, adapter: Adapter) -> None:
+    """What a session would turn down, once the base is known and while nothing is encoded yet. `preflight` finds the rest without a base."""
+    prediction_of_run(config, backend.prediction)
+    check_optimizer(config, adapter.parameter_groups(config.learning_rate, config.text_encoder_lr, config.lora_plus_ratio))
 
 
 def _prepare(dataset: Dataset, backend: Backend, progress, part: Part = WHOLE) -> dict[str, CacheReport]:

@@ -48,6 +48,26 @@ def test_every_fault_is_named_before_anything_starts(settings, tmp_path, capsys)
     assert str(good) not in error and not out.exists()
 
 
+@pytest.mark.parametrize("changes, sentence", [
+    ({"optimizer": "torch.optim.AdamV"}, "has no AdamV"), ({"optimizer_args": "{bogus: 1}"}, "unexpected keyword argument 'bogus'"),
+    ({"mixed_precision": "fp16", "device": "cpu"}, "needs a CUDA or ROCm GPU"), ({"loss_term": "nowhere.py:f"}, "there is no file nowhere.py"),
+    ({"init_lora": "nowhere.safetensors"}, "there is no file nowhere.safetensors"), ({"reg_data_dir": "/nowhere"}, "/nowhere does not exist"),
+    ({"metadata_path": "nowhere.csv"}, "nowhere.csv does not exist"), ({"base_model": "nowhere.safetensors"}, "base_model nowhere.safetensors does not exist"),
+    ({"base_model": "."}, "no diffusers model")])
+def test_a_job_that_would_not_begin_is_named_with_its_file_before_anything_starts(settings, tmp_path, capsys, changes, sentence):
+    good, bad, out = settings("a.yaml"), settings("b.yaml", **changes), tmp_path / "out"
+    assert main(["farm", str(good), str(bad), "--out", str(out)]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"error: {bad}: ") and sentence in error and error.endswith("Nothing has been started") and not out.exists()
+
+
+def test_the_packages_and_the_device_of_a_cluster_are_not_those_of_this_machine(settings, tmp_path):
+    elsewhere = settings("a.yaml", optimizer="no_such_package_x.Best", mixed_precision="fp16")
+    assert read_jobs([elsewhere], tmp_path, here=False)
+    with pytest.raises(ValueError, match="/nowhere does not exist"):
+        read_jobs([settings("b.yaml", reg_data_dir="/nowhere")], tmp_path, here=False)
+
+
 def test_a_relative_name_of_a_file_is_told_once(settings, monkeypatch, capsys):
     folder = settings("bad.yaml", lora_rnak=4).parent
     settings("gone.yaml", train_data_dir="/nowhere/at/all")

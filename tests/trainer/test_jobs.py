@@ -90,6 +90,30 @@ def test_a_job_trains_and_tells(jobs, host, settings):
     assert [event["state"]["status"] for event in events if event["kind"] == "job"][-1] == "completed"
 
 
+@pytest.mark.parametrize("changes, sentence", [
+    ({"optimizer_args": {"bogus": 1}}, "unexpected keyword argument 'bogus'"), ({"mixed_precision": "fp16"}, "needs a CUDA or ROCm GPU"),
+    ({"init_lora": "nowhere.safetensors"}, r"there is no file nowhere\.safetensors"), ({"reg_data_dir": "/nowhere"}, "/nowhere does not exist"),
+    ({"optimizer": "prodigy", "lora_plus_ratio": 16}, "optimizer prodigy|optimizer is prodigy, which needs the package prodigyopt")])
+def test_what_would_end_a_job_is_said_by_its_plan_and_at_its_submission(jobs, settings, changes, sentence):
+    for ask in (jobs.plan, jobs.submit):
+        with pytest.raises(ValueError, match=sentence):
+            ask({**settings, **changes}, None)
+    assert not jobs.snapshot()["jobs"]
+
+
+def test_what_has_become_wrong_since_its_submission_ends_a_job_before_its_pictures_are_read(jobs, host, settings, monkeypatch, tmp_path):
+    first = ended(jobs, jobs.submit(settings, None))
+    other = tmp_path / "other.safetensors"
+    other.write_bytes((host.lora_folders()[0] / f"{first.lora}.safetensors").read_bytes())
+    busy = running(jobs, long({**settings, "name": "busy"}))
+    job = jobs.submit({**settings, "name": "next", "init_lora": str(other)}, None)
+    other.unlink()
+    monkeypatch.setattr("hotlora.trainer.job_run.read_material", lambda *_, **__: pytest.fail("a picture was read"))
+    jobs.command(busy.id, "stop")
+    job = ended(jobs, job)
+    assert (job.status, job.message) == ("failed", f"there is no file {other}; check the path")
+
+
 def test_what_a_job_will_need_is_told_before_its_first_step(jobs, settings):
     job = ended(jobs, jobs.submit(settings, None))
     memory = job.memory

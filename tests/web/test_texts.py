@@ -121,6 +121,14 @@ SENTENCES = [
     "a.txt is larger than a megabyte, which is no caption", "log in to this server first; HotLoRA asks for the same login",
     "network_alpha is not given: HotLoRA's default is the rank, sd-scripts' is 1", "lr_scheduler is not given: HotLoRA's default is 16, sd-scripts' is 4",
     "text_encoder_lr is not given: HotLoRA does not train the text encoder, sd-scripts would",
+    "optimizer is prodigy, which needs the package prodigyopt, and that is not installed or does not load here; run `pip install prodigyopt` in the Python "
+    "environment that runs HotLoRA, or use adamw", "optimizer adamw does not work with optimizer_args {'bogus': 1}: unexpected (it takes lr); change optimizer_args",
+    "optimizer prodigy finds one learning rate for everything, but there are 0.5, 1.0; remove text_encoder_lr and lora_plus_ratio, or use adamw",
+    "mixed_precision is fp16, which needs a CUDA or ROCm GPU, but the device is cpu; use no or bf16", "there is no file /x/a.safetensors; check the path",
+    "mixed_precision is bf16, which this GPU does not have; use fp16", "/x/a.pt is a pickle, which can run any program when it is opened; convert it to .safetensors first",
+    "/x/a.safetensors cannot be used as a LoRA: it is not a LoRA: 286 tensors such as conv_in.bias", "/x is a folder; name the .safetensors file in it",
+    "The metadata file /x/a.csv does not exist; give a .csv or .jsonl file, or leave metadata_path out.",
+    "optimizer is 'torch.optim.SGD'; one that is a package.Class runs a program and can be set on the command line only; use one of adamw, lion",
     "the request has 300.0 MB but at most 250.0 MB are allowed here", "there is no LoRA x that was trained here; load the list again"]
 
 

@@ -46,15 +46,21 @@ def load_base(base_model: str, device: str = "auto", dtype: torch.dtype | str | 
     `dtype` is that of the denoiser's and the text encoders' weights; None takes float32 on a CPU and Apple's MPS, and half
     precision on a GPU. Never uses the network. Raises ValueError, in one sentence, for whatever cannot be loaded.
     """
-    chosen = pick_device(device)
+    chosen, path = pick_device(device), existing_base(base_model)
     weights = pick_dtype(dtype, chosen)
+    parts = (load_folder if path.is_dir() else load_single_file)(path, chosen, weights)
+    if base_model == "demo":
+        parts.name = "demo"
+    return StandaloneBackend(parts, chosen, weights)
+
+
+def existing_base(base_model: str) -> Path:
+    """The file or folder of a base; ValueError, before anything is read, when it is not there or of no kind that is loaded."""
     if base_model == "demo":
         if not (DEMO_DIR / "model_index.json").is_file():
             raise ValueError("the embedded base is missing; "
                              "get the whole repository, or make it with `python train.py train-base`")
-        parts = load_folder(DEMO_DIR, chosen, weights)
-        parts.name = "demo"
-        return StandaloneBackend(parts, chosen, weights)
+        return DEMO_DIR
     path = path_of(base_model)
     if path.suffix.lower() in PICKLES:
         raise ValueError(f"{path} is a pickle, which can run any code when it is opened, and is not read; "
@@ -64,10 +70,9 @@ def load_base(base_model: str, device: str = "auto", dtype: torch.dtype | str | 
     if path.is_dir():
         if not (path / "model_index.json").is_file():
             raise ValueError(f"{path} is a folder without model_index.json, so it is no diffusers model{_holds(path)}")
-        return StandaloneBackend(load_folder(path, chosen, weights), chosen, weights)
-    if path.suffix.lower() != ".safetensors":
+    elif path.suffix.lower() != ".safetensors":
         raise ValueError(f"{path} is not a .safetensors file; base_model is \"demo\", a .safetensors file or a diffusers folder")
-    return StandaloneBackend(load_single_file(path, chosen, weights), chosen, weights)
+    return path
 
 
 def base_of_run(config: TrainConfig, device: str | None = None) -> StandaloneBackend:
