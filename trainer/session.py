@@ -464,6 +464,8 @@ class Session:
         self.precision.load_state_dict(state["precision"])
         if self.ema and state["ema"]:
             self.ema.load_state_dict(state["ema"])
+        elif self.ema:  # the saved run had none: the average begins with what it learned, and not with what a new LoRA has
+            self.ema = EMA(self.parameters, self.config.ema_decay)
         if state.get("validation"):
             self.progress.load_state_dict(state["validation"])
             self.best = state["validation"]["weights"]

@@ -122,6 +122,16 @@ def test_resume_names_what_has_changed_and_refuses_what_cannot_go_on(session_of,
         session_of(config, steps=1).resume()
 
 
+def test_an_average_that_is_turned_on_at_a_resume_begins_with_what_was_learned(session_of, config):
+    first = session_of(config, [Stopper(2)])
+    learned, _ = load_lora(first.train().lora)
+    session = session_of(config, ema_decay=0.9)
+    assert session.resume() == ["ema_decay was 0.0 and is now 0.9"]
+    session.stop()
+    kept, _ = load_lora(session.train().lora)
+    assert all(torch.equal(kept[key][name], layer[name]) for key, layer in learned.items() for name in ("up", "down"))
+
+
 @pytest.mark.parametrize("changes", [{}, {"lora_plus_ratio": 4.0, "text_encoder_target_modules": ["q_proj"], "text_encoder_lr": 1e-4}])
 def test_a_resumed_run_has_the_rates_and_the_decay_of_its_own_settings(session_of, config, changes):
     changes = {"steps": 6, "lr_scheduler": "linear", **changes}
