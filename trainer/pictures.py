@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import stat
 import threading
 from contextlib import nullcontext
@@ -20,6 +21,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "AVIF")
 ORIENTATION = 0x0112
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
+FOREIGN = ((b"II*\0", "tiff"), (b"MM\0*", "tiff"), (b"\xff\x0a", "jxl"), (b"\0\0\0\x0cJXL ", "jxl"), (b"\0\0\0\x0cjP  ", "jp2"), (b"8BPS", "psd"), (b"%PDF", "pdf"),
+           (b"<svg", "svg"), (b"<?xml", "svg"), (b"<!DOCTYPE html", "a web page"), (b"<html", "a web page"), (b"<!doctype html", "a web page"))
+"""How files begin that are no picture which can be read here, and what they are."""
 WITH_ALPHA = ("RGBA", "LA", "PA")
 ONE_COLOUR = 8
 """Levels of 255 by which what is painted in one colour may vary, or be away from black."""
@@ -122,11 +126,27 @@ def _guarded(action):
     except UnreadablePicture:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadablePicture(f"it has too many pixels for Pillow ({error})") from error
+        raise UnreadablePicture(_too_many_pixels(str(error))) from error
     except MemoryError as error:
         raise UnreadablePicture("it does not fit into memory") from error
     except Exception as error:
         raise UnreadablePicture(f"it is damaged ({type(error).__name__}: {error})") from error
+
+
+def _too_many_pixels(said: str) -> str:
+    """Pillow's own limit, which hosts may change, in the words of this module."""
+    numbers = [int(number) / 1e6 for number in re.findall(r"[0-9]{4,}", said)]
+    return (f"it has {numbers[0]:.0f} megapixels, and Pillow refuses more than {numbers[1]:.0f} here; make it smaller" if len(numbers) == 2
+            else f"it has too many pixels for Pillow; make it smaller ({said})")
+
+
+def _foreign_kind(data: bytes) -> str:
+    """What a file is by its content, of what people have under the name of a picture; empty when that is not known."""
+    if data[4:8] == b"ftyp":
+        # the kind itself, and after four bytes those that it goes with
+        brands = {data[8:12], *(data[at:at + 4] for at in range(16, min(int.from_bytes(data[:4], "big"), 128), 4))}
+        return "avif" if brands & {b"avif", b"avis"} else "heic" if brands & {b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1"} else "a video"
+    return next((kind for start, kind in FOREIGN if data.startswith(start)), "")
 
 
 def _decode(data: bytes, max_megapixels: float) -> Image.Image:
@@ -135,12 +155,16 @@ def _decode(data: bytes, max_megapixels: float) -> Image.Image:
     try:
         picture = Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.UnidentifiedImageError as error:
-        is_avif = data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis")
-        reason = "this Pillow cannot read avif" if is_avif and "AVIF" not in Image.OPEN else "it is not a picture, or damaged"
+        kind = _foreign_kind(data)
+        if kind == "avif":
+            reason = "it is not a picture, or damaged" if "AVIF" in Image.OPEN else "this Pillow cannot read avif; save it as png or jpg"
+        else:
+            reason = f"its content is {kind}, whatever its name says, which is not read; save the picture as png or jpg" if kind else "it is not a picture, or damaged"
         raise UnreadablePicture(reason) from error
     megapixels = picture.width * picture.height / 1e6
     if megapixels > max_megapixels:
-        raise UnreadablePicture(f"{picture.width}x{picture.height} are {megapixels:.0f} megapixels, max_megapixels is {max_megapixels:g}")
+        raise UnreadablePicture(f"{picture.width}x{picture.height} are {megapixels:.0f} megapixels, max_megapixels is {max_megapixels:g}; "
+                                "make it smaller")
     # Pillow accepts a PNG whose last chunks are missing
     if picture.format == "PNG" and b"IEND" not in data:
         raise UnreadablePicture("the file is truncated")

@@ -206,6 +206,30 @@ def test_reasons(tmp_path: Path) -> None:
             read_alpha(tmp_path / name)
 
 
+@pytest.mark.parametrize("kind, head", [
+    ("heic", b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"), ("heic", b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic"), ("a video", b"\0\0\0\x18ftypisom\0\0\2\0isommp41"),
+    ("jxl", b"\xff\x0a\0\0"), ("psd", b"8BPS\0\1"), ("a web page", b"<!DOCTYPE html><html>")])
+def test_what_is_no_picture_in_spite_of_its_name_is_called_what_it_is(tmp_path: Path, kind: str, head: bytes) -> None:
+    (tmp_path / "IMG_1.jpg").write_bytes(head + bytes(1000))
+    with pytest.raises(UnreadablePicture, match=f"^its content is {kind}, whatever its name says, which is not read; save the picture as png or jpg$"):
+        read_picture(tmp_path / "IMG_1.jpg")
+
+
+def test_a_tiff_under_another_name(tmp_path: Path) -> None:
+    corners().save(tmp_path / "x.jpg", format="TIFF")
+    with pytest.raises(UnreadablePicture, match="its content is tiff"):
+        read_picture(tmp_path / "x.jpg")
+
+
+def test_more_pixels_than_pillow_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_png(tmp_path / "x.png", 20_000, 10_000, 8, 2, b"\0" * 1000)
+    with pytest.raises(UnreadablePicture, match="^it has 200 megapixels, and Pillow refuses more than 179 here; make it smaller$"):
+        read_picture(tmp_path / "x.png", max_megapixels=400)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(UnreadablePicture, match="^20000x10000 are 200 megapixels, max_megapixels is 180; make it smaller$"):
+        read_picture(tmp_path / "x.png")
+
+
 def test_too_many_pixels(tmp_path: Path) -> None:
     corners().save(tmp_path / "x.png")
     with pytest.raises(UnreadablePicture, match="48x32.*max_megapixels is 0.001"):

@@ -107,11 +107,19 @@ SAID = """async (sentences) => {
 SENTENCES = [
     "IMG_1.HEIC is neither a picture (avif, bmp, gif, png) nor a caption file (.txt, .caption, metadata.csv, metadata.jsonl)",
     "it is not a picture, or damaged", "the file is truncated", "the file is empty", "it is damaged (OSError: x)", "it is not a file",
-    "it cannot be opened (Permission denied)", "it does not fit into memory", "30000x30000 are 900 megapixels, max_megapixels is 180",
+    "it cannot be opened (Permission denied)", "it does not fit into memory", "13000x13100 are 170 megapixels, max_megapixels is 100; make it smaller",
+    "it has 400 megapixels, and Pillow refuses more than 179 here; make it smaller", "this Pillow cannot read avif; save it as png or jpg",
+    *(f"its content is {kind}, whatever its name says, which is not read; save the picture as png or jpg" for kind in ("heic", "a video", "a web page")),
     "a.png cannot be used: it is not a picture, or damaged", "its mask a_mask.png cannot be used: the file is empty",
     "The gallery /x is a file; give the folder that holds the pictures.",
     "1 metadata row without a picture in the gallery: x.png.", "2 metadata rows without a picture in the gallery: x.png, y.png.",
     "These masks belong to no picture: x_mask.png.", "masks is on, but no picture has a *_mask.png or transparency.",
+    "These masks have no white part, so that nothing of their pictures is trained: a_mask.png; paint white what is to be trained, or remove them.",
+    "In the gallery /x no mask has a white part, so that nothing would be trained: a_mask.png; paint white what is to be trained, or set masks: false.",
+    "1 picture in reg is left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own",
+    "3 pictures in model, reg are left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own.",
+    "The gallery /x has no picture to use: 3 pictures in reg are left out: results of HotLoRA and prior pictures (reg_data_dir) are not trained as your own; set "
+    "train_data_dir to the folder with your pictures.",
     "failed at step 3: the loss at step 4 is not a number any more; the weights from before that step are kept. Look at learning_rate (0.1): try a tenth of "
     "it; what was learned is kept, and Resume goes on from there",
     "completed 1,500 steps; the LoRA is /x/a.safetensors", "seed is None but must be a whole number", "width is 513 but must be a multiple of 8",
