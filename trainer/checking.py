@@ -107,7 +107,7 @@ class Checks:
 def check_folder(root: Path, settings: CheckSettings, looks: Path | None, known: KnownPictures, clip: Path | None = None, device: str = "auto",
                  progress=None) -> Report:
     """Read and check a folder. ValueError when it has no picture, or when the CLIP model cannot be used."""
-    gallery = read_gallery(root, known=known)
+    gallery = read_gallery(root, trigger=settings.trigger, known=known)
     known.save()
     compare, encoder = None, None
     if clip is not None:

@@ -94,7 +94,7 @@ def describe_gallery(folder: str, quick: bool = False, resolution: int | None = 
             skipped.append({"file": relative_name(path, root), "reason": found})
             continue
         told = _describe(path, root, files, found, places[path], hashes, resolution)
-        pictures.append({**told, "automatic": marks.is_automatic(told["file"], told["caption"]), "left_out": told["file"] in unwanted})
+        pictures.append({**told, **marks.told(told["file"], told["caption"]), "left_out": told["file"] in unwanted})
     bare = sum("no caption" in picture["warnings"] for picture in pictures)
     warnings += filter(None, [said_apart(files, root)])
     if table.unused:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Container, Iterable, TypeVar
 
+from .captions.marks import Marks
 from .captions.matching import CaptionTable
 from .captions.sidecar import read_sidecar, tidy
 from .gallery_files import GalleryFiles, Skipped, existing_folder, existing_metadata, folder_repeats, list_files, path_order, printable
@@ -50,7 +51,8 @@ class Example:
 
 @dataclass
 class Gallery:
-    """What a folder holds. `caption_sources` counts examples by where their captions came from; `left_out` are pictures that are not to be used."""
+    """What a folder holds. `caption_sources` counts examples by where their captions came from, `former_triggers` those whose caption a machine wrote with
+    another trigger first; `left_out` are pictures that are not to be used."""
 
     root: Path
     examples: list[Example]
@@ -58,6 +60,7 @@ class Gallery:
     caption_sources: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    former_triggers: dict[str, int] = field(default_factory=dict)
 
     def report(self) -> str:
         """Several lines for people: pictures found and skipped with reasons, captions, masks, warnings."""
@@ -67,6 +70,7 @@ class Gallery:
         if self.caption_sources:
             lines.append("  captions: " + ", ".join(f"{count} without" if source == "none" else f"{count} from {source}"
                                                     for source, count in sorted(self.caption_sources.items())))
+        lines += [f"  trigger {trigger} of an earlier run taken out of {_count(count, 'caption')} that a machine wrote" for trigger, count in self.former_triggers.items()]
         masks = sum(example.mask_path is not None for example in self.examples)
         if masks:
             lines.append(f"  masks: {masks}")
@@ -87,7 +91,8 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
 
     A caption comes from the metadata (`metadata_path`, else every metadata.csv and metadata.jsonl inside), else from a `.txt` or
     `.caption` file, else from the name of a `10_name` folder when there is no trigger, else it is the trigger. A trigger that a
-    caption lacks is put first. Raises ValueError when the folder or the metadata cannot be read or no picture is usable.
+    caption lacks is put first, in the place of another one that a machine put there. Raises ValueError when the folder or the metadata cannot be
+    read or no picture is usable.
     """
     root = existing_folder(folder)
     files = list_files(root, masks, apart)
@@ -100,6 +105,8 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
     table = CaptionTable(root, files.pictures, [existing_metadata(metadata_path, root)] if metadata_path else files.metadata)
     trigger = tidy(trigger)
     sources: Counter[str] = Counter()
+    former: Counter[str] = Counter()
+    marks = Marks(root)
     transparent = 0
     used = [path for path in files.pictures if relative_name(path, root) not in unwanted]
     empty_masks: set[Path] = set()
@@ -118,7 +125,7 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
             continue
         if not caption:
             caption, source = _sidecar_caption(path, files, gallery.warnings)
-        written = caption
+        written = caption = _without_former_trigger(caption, marks.trigger_of(relative_name(path, root), caption), trigger, former)
         if not caption:
             caption, source = (trigger, "the trigger") if trigger else (concept, "folder names") if concept else ("", "none")
         sources[source] += 1
@@ -128,11 +135,19 @@ def read_gallery(folder: str | Path, *, metadata_path: str | Path | None = None,
     gallery.skipped.sort(key=lambda item: path_order(item.path, root))
     if not gallery.examples:
         raise ValueError(_no_pictures(gallery, told_apart))
-    gallery.caption_sources = dict(sources)
+    gallery.caption_sources, gallery.former_triggers = dict(sources), dict(former)
     _add_warnings(gallery, table, files, masks, transparent)
     _check_masks(gallery, empty_masks)
     gallery.warnings += [f"{told_apart}."] if told_apart else []
     return gallery
+
+
+def _without_former_trigger(caption: str, marked: str, trigger: str, former: Counter[str]) -> str:
+    """The caption without the trigger that a machine put first, counted in `former`, where the run has another."""
+    if not (marked and trigger) or marked.casefold() == trigger.casefold():
+        return caption
+    former[marked] += 1
+    return caption.removeprefix(marked).lstrip(", ")
 
 
 def add_trigger(caption: str, trigger: str) -> str:

@@ -146,10 +146,10 @@ def write_captions(home: Path, root: Path, captions: dict[str, str]) -> dict[str
 
 
 def captions_now(root: Path, names: list[str]) -> dict[str, Any]:
-    """What a page shows of the captions of some pictures: file -> caption, where it stands, and whether a machine wrote it."""
+    """What a page shows of the captions of some pictures: file -> caption, where it stands, and whether a machine wrote it, with which trigger."""
     wanted, files, marks = set(names), list_files(root), Marks(root)
     places, _, _ = captions_of(root, files)
-    return {name: {"caption": place.caption, "caption_from": place.name(root), "automatic": marks.is_automatic(name, place.caption)}
+    return {name: {"caption": place.caption, "caption_from": place.name(root), **marks.told(name, place.caption)}
             for path, place in places.items() if (name := relative_name(path, root)) in wanted}
 
 

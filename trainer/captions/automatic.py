@@ -115,7 +115,8 @@ def caption_folder(folder: str | Path, model: CaptionModel | ModelChoice, wishes
     written_at = time.monotonic()
 
     def write() -> None:
-        new = {relative_name(path, root): text for path, text in write_new(root, pending, loaded.name, wishes.purpose, wishes.into, wishes.again).items()}
+        told = write_new(root, pending, loaded.name, wishes.purpose, wishes.into, wishes.again, wishes.trigger)
+        new = {relative_name(path, root): text for path, text in told.items()}
         report.captions.update(new)
         pending.clear()
         if new and written:

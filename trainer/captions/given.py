@@ -33,7 +33,7 @@ def write_given(root: Path, captions: list[str], wishes: CaptionWishes = Caption
                          "order of their names, as a list or one a line")
     pictures = everything if len(captions) == len(everything) else missing
     texts = {path: compose(Said(caption), wishes.purpose, wishes.trigger, wishes.subject) for path, caption in zip(pictures, captions) if path in wanted}
-    written = write_new(root, texts, NAME, wishes.purpose, wishes.into, wishes.again)
+    written = write_new(root, texts, NAME, wishes.purpose, wishes.into, wishes.again, wishes.trigger)
     report = CaptionReport({relative_name(path, root): text for path, text in written.items()}, kept, len(missing) - len(written), {}, NAME)
     report.seconds = time.monotonic() - began
     return report

@@ -27,13 +27,25 @@ class Marks:
             # absent or damaged: every caption counts as a person's, which is the safe side
             self.captions, self.made = {}, []
 
-    def note(self, captions: dict[str, str], model: str, purpose: str) -> None:
+    def note(self, captions: dict[str, str], model: str, purpose: str, trigger: str = "") -> None:
         for name, text in captions.items():
             self.captions[name] = {"text": text, "model": model, "purpose": purpose, "time": round(time.time())}
+            if trigger and f"{text}, ".startswith(f"{trigger}, "):
+                self.captions[name]["trigger"] = trigger
 
     def is_automatic(self, name: str, caption: str) -> bool:
         """Whether the caption is still what the machine wrote."""
         return bool(caption) and name in self.captions and self.captions[name]["text"] == caption
+
+    def trigger_of(self, name: str, caption: str) -> str:
+        """The trigger word that the machine put first; empty where it has put none there, and for a caption that a person has changed since."""
+        trigger = self.captions[name].get("trigger") if self.is_automatic(name, caption) else ""
+        return trigger if isinstance(trigger, str) else ""
+
+    def told(self, name: str, caption: str) -> dict[str, Any]:
+        """For a page: whether the caption is a machine's, and the trigger word in it."""
+        trigger = self.trigger_of(name, caption)
+        return {"automatic": self.is_automatic(name, caption), **({"trigger": trigger} if trigger else {})}
 
     def save(self) -> None:
         if not self.captions and not self.made:

@@ -10,6 +10,7 @@ from .decoding import decode_text
 from .editing import edited_metadata, edited_sidecar
 from .marks import Marks
 from .metadata import columns_of, parse_metadata
+from .sidecar import tidy
 from ..galleries import Place, captions_of
 from ..gallery_edit import _one_edit as one_edit
 from ..gallery_edit import _plan_edit as plan_edit
@@ -17,8 +18,10 @@ from ..gallery_files import METADATA_FILES, GalleryFiles, list_files, relative_n
 from ..output_files import write_atomically
 
 
-def write_new(root: Path, captions: dict[Path, str], model: str, purpose: str, form: str = "auto", replace: bool = False) -> dict[Path, str]:
-    """Write captions for pictures that have none (with `replace` also over those that a machine wrote); returns what was written.
+def write_new(root: Path, captions: dict[Path, str], model: str, purpose: str, form: str = "auto", replace: bool = False,
+              trigger: str = "") -> dict[Path, str]:
+    """Write captions for pictures that have none (with `replace` also over those that a machine wrote); returns what was written. `trigger` is what was put
+    first in them.
 
     Looks again just before, so that a caption that a person wrote in the meantime stays. The marks go first: a kill in between must not
     make a machine's caption a person's.
@@ -32,7 +35,7 @@ def write_new(root: Path, captions: dict[Path, str], model: str, purpose: str, f
         if not wanted:
             return {}
         edits = _planned(root, wanted, places, files, form)
-        marks.note({relative_name(path, root): text for path, text in wanted.items()}, model, purpose)
+        marks.note({relative_name(path, root): text for path, text in wanted.items()}, model, purpose, tidy(trigger))
         marks.made += [name for path in edits if not path.exists() and (name := relative_name(path, root)) not in marks.made]
         marks.save()
         for path, data in edits.items():

@@ -2,7 +2,7 @@
 import { useState } from "../vendor/hooks.mjs";
 import { html, toast } from "../store.js";
 import { post } from "../api.js";
-import { addTag, sendCaptions, typed } from "../captions.js";
+import { addTag, removeTag, sendCaptions, typed } from "../captions.js";
 import { galleryChanged } from "../gallery_data.js";
 import { language, number, said, t } from "../i18n.js";
 import { Action, Icon, Problem } from "./parts.js";
@@ -51,7 +51,9 @@ const RUN = {
   add_trigger: async (gallery, action) => {
     const some = gallery.pictures.filter((one) => action.files.includes(one.file));
     const before = Object.fromEntries(some.map((one) => [one.file, captionOf(gallery.folder, one)]));
-    typed(gallery.folder, Object.fromEntries(some.map((one) => [one.file, addTag(before[one.file], action.values.trigger, true)])));
+    // the trigger of an earlier run does not stay in what a machine wrote
+    const bare = (one) => (one.automatic && one.trigger && before[one.file] === one.caption ? removeTag(one.caption, one.trigger) : before[one.file]);
+    typed(gallery.folder, Object.fromEntries(some.map((one) => [one.file, addTag(bare(one), action.values.trigger, true)])));
     await sendCaptions();
     toast(t("tools.changed", { n: some.length }), { label: t("undo"), run: () => typed(gallery.folder, before) });
   },

@@ -15,6 +15,9 @@ from hotlora.trainer.captions.marks import FILE, Marks
 from hotlora.trainer.captions.models import Said, Tag
 from hotlora.trainer.captions.writing import with_rows
 from hotlora.trainer.config import TrainConfig
+from hotlora.trainer.galleries import describe_gallery
+from hotlora.trainer.gallery import read_gallery
+from hotlora.trainer.gallery_edit import write_captions
 
 COLOURS = ("red", "green", "blue")
 
@@ -216,3 +219,16 @@ def test_no_model_is_loaded_for_pictures_that_cannot_be_read(folder: Path, monke
     assert "no caption written, 5 kept, 2 pictures skipped (0.png: the file is truncated; 3.png: the file is truncated)" in caplog.text
     Image.new("RGB", (40, 30), "red").save(folder / "3.png")
     assert list(at_start.caption_before_training(config, ()).captions) == ["3.png"] and len(loads) == 2
+
+
+@pytest.mark.parametrize("into", ["metadata", "sidecars"])
+def test_the_trigger_of_an_earlier_run_is_not_trained_again(folder: Path, into: str, tmp_path_factory) -> None:
+    caption_folder(folder, ColourModel(), CaptionWishes(trigger="sks", into=into))
+    write_captions(tmp_path_factory.mktemp("home"), folder, {"1.png": "sks, a wall that somebody knows"})
+    captions = {example.path.name: example.caption for example in read_gallery(folder, trigger="zwx").examples}
+    assert captions["0.png"] == "zwx, a red wall on a street, outdoors" and captions["1.png"] == "zwx, sks, a wall that somebody knows", "a person's stays"
+    assert sum("sks" in caption for caption in captions.values()) == 1
+    assert "trigger sks of an earlier run taken out of 6 captions that a machine wrote" in read_gallery(folder, trigger="zwx").report()
+    assert all(example.written == example.caption for example in read_gallery(folder, trigger="SKS").examples)
+    assert read_gallery(folder).examples[0].caption == "sks, a red wall on a street, outdoors", "a run without a trigger keeps what it was asked to write"
+    assert [one.get("trigger") for one in describe_gallery(str(folder))["pictures"]] == ["sks", None, *["sks"] * 5]
