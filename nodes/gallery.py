@@ -73,7 +73,7 @@ class HotLoRAGallery(io.ComfyNode):
         # HotLoRA Train has a trigger word, which stands in for captions that are missing
         found = read_gallery(str(path), repeats=repeats, trigger="trigger", known=known)
         bar = comfy.utils.ProgressBar(len(found.examples), node_id=cls.hidden.unique_id)
-        checked = check_folder(path, CheckSettings(check_resolution, purpose), looks, known, progress=bar.update_absolute)
+        checked = check_folder(path, CheckSettings(check_resolution, purpose, token_limit=None), looks, known, progress=bar.update_absolute)
         report = f"{found.report()}\n{checked.text()}"
         gallery = {"train_data_dir": str(path), "repeats": repeats, **({"purpose": purpose} if purpose != "any" else {})}
         pictures = [as_images([small_picture(example.path)]) for example in found.examples] if _is_used(cls.hidden, 3) else []

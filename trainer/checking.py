@@ -26,12 +26,14 @@ KEPT = 20
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """With what the gallery would be trained; `compare` also compares captions with pictures, where a CLIP model is on this machine."""
+    """With what the gallery would be trained; `compare` also compares captions with pictures, where a CLIP model is on this machine. `token_limit`: how
+    many tokens of a caption are read, None for all of them."""
 
     resolution: int = 512
     purpose: str = "any"
     trigger: str = ""
     compare: bool = False
+    token_limit: int | None = LIMIT
 
 
 @dataclass
@@ -116,8 +118,8 @@ def check_folder(root: Path, settings: CheckSettings, looks: Path | None, known:
         encoder = load_clip(clip, device)
         compare = similarity(encoder, lambda name: read_picture(root / name))
     try:
-        return check_gallery(gallery, resolution=settings.resolution, purpose=settings.purpose, trigger=settings.trigger, token_limit=LIMIT, cache=looks,
-                             similarity=compare, progress=progress)
+        return check_gallery(gallery, resolution=settings.resolution, purpose=settings.purpose, trigger=settings.trigger, token_limit=settings.token_limit,
+                             cache=looks, similarity=compare, progress=progress)
     finally:
         if encoder is not None:
             encoder.close()

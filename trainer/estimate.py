@@ -13,7 +13,6 @@ import torch
 from .backend import Backend, SampleRequest
 from .cache import BATCH
 from .captions.at_start import planned_captions
-from .captions.tokens import LIMIT
 from .dataset import Dataset
 from .device_memory import synchronize
 from .footprint import Footprint, largest_bucket, live_peak, micro_step, plan_ahead
@@ -37,7 +36,9 @@ def dry_run(material: Material, backend: Backend) -> str:
     footprint, of_step, of_preview = measure_ahead(session, rungs.append)
     previews = (steps // config.preview_steps) * max(1, len(config.preview_prompts)) if config.preview_steps else 0
     seconds = steps * of_step + previews * of_preview
-    checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=LIMIT,
+    # besides the marks for start and end
+    token_limit = backend.token_count("")[1] - 2
+    checked = check_gallery(material.gallery, resolution=dataset.resolution, purpose=config.purpose, trigger=config.trigger, token_limit=token_limit,
                             bucketing=config.bucketing, upscale=config.upscale, max_megapixels=config.max_megapixels)
     planned = planned_captions(config, (Path("models"),))
     held = f", {len(held_out)} pictures are held out to measure with" if held_out else ""

@@ -22,6 +22,9 @@ class Host(Protocol):
     gallery_roots: list[Path] | None
     """Folders outside of which no picture is read; None: any folder that the server may read."""
 
+    token_limit: int | None
+    """How many tokens of a caption are read, for the check of galleries; None: all of them."""
+
     def lora_folders(self) -> list[Path]:
         """Where LoRAs are looked for; new ones are written to the first that can be written to."""
 

@@ -143,11 +143,12 @@ def test_a_new_run_under_an_old_name_keeps_the_states_of_both(yaml, tmp_path, ca
 @needs_base
 def test_dry_run_says_all_and_writes_nothing(yaml, gallery, tmp_path):
     (gallery / "broken.jpg").write_bytes(b"not a picture")
+    (gallery / "0.txt").write_text("a photo of sks, " + 9 * "a red star, ")
     before = sorted(p for p in tmp_path.rglob("*"))
     done = run("--config", yaml, "--dry-run")
     assert done.returncode == 0, done.stderr
     for expected in ("broken.jpg", "64x64 (6)", "steps: 12", "estimated time", "memory: ", "it fits", "<lora:face:1>", "nothing was trained",
-                     "gallery check: ", " of 100, "):
+                     "gallery check: ", " of 100, ", "1 picture whose caption is longer than 30 tokens"):
         assert expected in done.stdout, expected
     assert sorted(p for p in tmp_path.rglob("*")) == before
 

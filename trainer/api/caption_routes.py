@@ -49,7 +49,7 @@ def take_out(call: Call) -> dict:
 
 def check(call: Call) -> dict:
     asked = {name: value for name, value in call.query.items() if name != "folder"}
-    found = call.api.checks.ask(whole_folder(call, call.query["folder"]), CheckSettings(**asked))
+    found = call.api.checks.ask(whole_folder(call, call.query["folder"]), CheckSettings(**asked, token_limit=call.api.host.token_limit))
     return public(found, call.api.checks.clip() is not None)
 
 

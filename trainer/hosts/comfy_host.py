@@ -141,6 +141,7 @@ class ComfyHost:
     """See `trainer.host.Host`."""
 
     name = "comfyui"
+    token_limit = None  # longer captions are encoded in pieces
 
     def __init__(self) -> None:
         self.home = Path(folder_paths.get_user_directory()) / "hotlora"

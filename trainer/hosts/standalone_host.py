@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, TypeVar
 import torch
 
 from ..backend import Backend
+from ..captions.tokens import LIMIT
 from ..config import TrainConfig
 from ..needs import family_of_file
 from ..paths import path_of
@@ -66,6 +67,7 @@ class StandaloneHost:
     """Keeps the base that was used last, as loading takes longer than a short run. See `trainer.host.Host`."""
 
     name = "standalone"
+    token_limit = LIMIT
 
     def __init__(self, home: Path, bases: list[str], device: str = "auto", gallery_roots: list[Path] | None = None,
                  models: list[Path] | None = None) -> None:

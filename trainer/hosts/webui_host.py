@@ -20,6 +20,7 @@ class WebuiHost:
     """See `trainer.host.Host`. Runs train on whatever checkpoint is loaded when they begin."""
 
     name = "webui"
+    token_limit = None  # longer captions are encoded in pieces
 
     def __init__(self) -> None:
         self.home = Path(data_path).resolve() / "hotlora"

@@ -139,6 +139,14 @@ def report(client, folder, **settings):
     return until(lambda: client.get("gallery/check", folder=str(folder), **settings)["report"])
 
 
+@pytest.mark.parametrize("limit, wanted", [(75, ["0.png"]), (None, [])])
+def test_a_caption_is_cut_only_where_the_host_cuts_it(client, host, gallery, limit, wanted):
+    assert host.token_limit == 75
+    host.token_limit = limit
+    (gallery / "0.txt").write_text("a photo of sks, " + 30 * "a red star, ")
+    assert [file for finding in report(client, gallery)["findings"] if finding["code"] == "too_long" for file in finding["files"]] == wanted
+
+
 def test_the_check_is_asked_for_until_it_is_there(client, gallery):
     (gallery / "copy.png").write_bytes((gallery / "0.png").read_bytes())
     told = client.get("gallery/check", folder=str(gallery))
