@@ -46,7 +46,7 @@ def dry_run(material: Material, backend: Backend) -> str:
         material.gallery.report(),
         checked.text(),
         *([f"captions: {planned.sentence()}"] if planned else []),
-        f"base: {backend.name} ({backend.family}) on {backend.device}",
+        f"base: {backend.name} ({backend.family}, {backend.prediction.kind}-prediction) on {backend.device}",
         f"name: {material.name}, so the tag will be <lora:{material.name}:1>" + (f", trigger {config.trigger}" if config.trigger else ""),
         "buckets: " + ", ".join(f"{w}x{h} ({n})" for (w, h), n in sorted(buckets.items())),
         f"adapter: {len(adapter.layers)} layers, {sum(p.numel() for p in adapter.parameters()):,} parameters",

@@ -6,7 +6,8 @@ from typing import Any
 from .config import SETTINGS
 from .kohya_rules import (NOT_GIVEN, Draft, Rule, alpha, caption_extension, dtype, eight_bit, instead, needless, network_module,
                           no_upscale, note_other_defaults, optimizer_args, optimizer_name, pairs, resolution, sample_prompts,
-                          save_as, scheduler, settle_learning_rates, settle_length, text_encoder_lr, to, warmup)
+                          save_as, scheduler, settle_learning_rates, settle_length, settle_optimizer, text_encoder_lr, to,
+                          v_parameterization, warmup)
 from .settings import unknown_key
 
 
@@ -26,6 +27,7 @@ def translate(values: dict[str, Any], whole_file: bool = True) -> tuple[dict[str
             KOHYA_KEYS.get(key, to(key))(draft, key, value)
     if foreign:
         settle_length(draft)
+        settle_optimizer(draft)
         settle_learning_rates(draft)
     if foreign and whole_file:
         note_other_defaults(draft)
@@ -74,7 +76,7 @@ KOHYA_KEYS: dict[str, Rule] = {
         "the kind of the base model is read from its file", "sd-lora", "sdxl-lora"),
     "network_train_unet_only": _settled_later, "network_train_text_encoder_only": instead("the image model is always trained"),
     "stop_text_encoder_training": instead("leave out text_encoder_lr to train the image model alone"),
-    "v2": BY_BASE, "v_parameterization": BY_BASE, "sdxl": BY_BASE, "vae": instead("the VAE of the base model is used"),
+    "v2": BY_BASE, "v_parameterization": v_parameterization, "sdxl": BY_BASE, "vae": instead("the VAE of the base model is used"),
     "clip_skip": instead("the last text layer that the base model was made for is used", 1, "1"),
     "max_token_length": instead("the base model's own length is used", 75, "75"),
     "tokenizer_cache_dir": needless("the vocabulary comes with HotLoRA"), "no_token_padding": NO_PART,
@@ -125,7 +127,7 @@ KOHYA_KEYS: dict[str, Rule] = {
     "debiased_estimation_loss": to("debiased"), "huber_c": to("huber_delta"), "huber_schedule": instead(
         "huber_delta is the same at all noise levels", "constant"), "huber_scale": instead("use huber_delta"),
     "multires_noise_iterations": OFFSET, "multires_noise_discount": OFFSET, "multires_noise": OFFSET,
-    "adaptive_noise_scale": OFFSET, "noise_offset_random_strength": OFFSET, "noise_offset_type": OFFSET,
+    "adaptive_noise_scale": OFFSET, "noise_offset_random_strength": OFFSET, "noise_offset_type": instead("use noise_offset", "original"),
     "ip_noise_gamma": NO_PART, "ip_noise_gamma_random_strength": NO_PART, "scale_v_pred_loss_like_noise_pred": instead(
         "use min_snr_gamma"), "v_pred_like_loss": NO_PART, "weighting_scheme": instead("use timestep_sampling"),
     # Output

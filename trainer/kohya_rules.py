@@ -22,10 +22,12 @@ TEXT_ENCODER_LAYERS = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 OPTIMIZER_NAMES = {"adam": "torch.optim.Adam", "adamw8bit": "adamw8bit", "pagedadamw": "bitsandbytes.optim.PagedAdamW",
                    "pagedadamw8bit": "bitsandbytes.optim.PagedAdamW8bit", "pagedadamw32bit": "bitsandbytes.optim.PagedAdamW32bit",
                    "lion8bit": "bitsandbytes.optim.Lion8bit", "pagedlion8bit": "bitsandbytes.optim.PagedLion8bit",
-                   "sgdnesterov": "torch.optim.SGD", "dadaptation": "dadaptation.experimental.DAdaptAdamPreprint",
+                   "sgdnesterov": "torch.optim.SGD", "sgdnesterov8bit": "bitsandbytes.optim.SGD8bit", "dadaptation": "dadaptation.experimental.DAdaptAdamPreprint",
                    "dadaptadampreprint": "dadaptation.experimental.DAdaptAdamPreprint", "dadaptadam": "dadaptation.DAdaptAdam",
                    "dadaptadagrad": "dadaptation.DAdaptAdaGrad", "dadaptadan": "dadaptation.DAdaptAdan",
                    "dadaptlion": "dadaptation.DAdaptLion", "dadaptsgd": "dadaptation.DAdaptSGD"}
+NESTEROV = ("sgdnesterov", "sgdnesterov8bit")
+"""SGD with a momentum that is not in its name here: 0.9 when none is given, as sd-scripts has it."""
 OTHER_DEFAULTS = {"lora_rank": ("network_dim", "", "4"), "lora_alpha": ("network_alpha", "the rank", "1"), "learning_rate": ("learning_rate", "", "0.000002"),
                   "lr_scheduler": ("lr_scheduler", "", "constant"), "min_snr_gamma": ("min_snr_gamma", "", "0 (off)"),
                   "caption_dropout": ("caption_dropout_rate", "", "0")}
@@ -74,9 +76,9 @@ def needless(note: str) -> Rule:
 
 
 def instead(advice: str, *neutral: Any) -> Rule:
-    """Not supported; values that switch nothing on (false, 0 and `neutral`) are passed over."""
+    """Not supported; values that switch nothing on (false, 0 and `neutral`, in any capitals) are passed over."""
     def rule(draft: Draft, key: str, value: Any) -> None:
-        if value not in (False, 0, "0", "false", *neutral):
+        if (value.strip().lower() if isinstance(value, str) else value) not in (False, 0, "0", "false", *neutral):
             draft.unsupported.append(f"{key} ({advice})")
     return rule
 
@@ -178,11 +180,16 @@ def sample_prompts(draft: Draft, key: str, value: Any) -> None:
         prompt, *rest = re.split(r"\s+--(?=[A-Za-z]+(?:\s|$))", line.strip())
         if prompt and not prompt.startswith("#"):
             prompts.append(prompt)
-            options.update(part.split(None, 1) if " " in part.strip() else (part.strip(), "") for part in reversed(rest))
+            for part in rest:
+                option, _, value = part.strip().partition(" ")
+                options.setdefault(option.lower(), []).append(value.strip())
     draft.put("preview_prompts", prompts, key)
     for option, setting in (("d", "preview_seed"), ("l", "preview_guidance")):
-        if option in options:
-            draft.put(setting, options.pop(option), f"--{option} in {key}")
+        given = options.pop(option, [])
+        if given:
+            draft.put(setting, given[0], f"--{option} in {key}")
+        if len(set(given)) > 1:
+            draft.unsupported.append(f"--{option} with several values in {key} (all previews get the first, {given[0]})")
     if options:
         draft.unsupported.append(", ".join(f"--{name}" for name in sorted(options)) + f" in {key} (previews take their size and "
                                  "steps from the base model and have no negative prompt)")
@@ -235,6 +242,20 @@ def settle_length(draft: Draft) -> None:
     if draft.settings.get("epochs") and draft.written_as.get("steps") == "max_train_steps":
         draft.notes.append(f"max_train_steps has no effect, because {draft.written_as['epochs']} is given too")
         del draft.settings["steps"]
+
+
+def settle_optimizer(draft: Draft) -> None:
+    """SGDNesterov says in its name what torch's SGD is told by its arguments."""
+    name = draft.values.get("optimizer_type")
+    if isinstance(name, str) and name.strip().lower() in NESTEROV:
+        draft.settings["optimizer_args"] = {"momentum": 0.9, **draft.settings.get("optimizer_args", {}), "nesterov": True}
+
+
+def v_parameterization(draft: Draft, key: str, value: Any) -> None:
+    """sd-scripts believes the setting, and we the base: that is no matter for a base that says it."""
+    if truth(key, value):
+        draft.notes.append(f"{key} is read from the base model: one that does not say that it is a v-prediction model is trained as one that predicts the noise "
+                           "(eps); --dry-run shows which it is")
 
 
 def settle_learning_rates(draft: Draft) -> None:

@@ -392,6 +392,11 @@ def test_every_target_of_the_table_is_a_setting():
     (dict(network_weights="a.safetensors"), dict(init_lora="a.safetensors")), (dict(alpha_mask=True), dict(masks=True)),
     (dict(sample_prompts=["a --d 3", "# no", "", "b --l 5"]),
      dict(preview_prompts=["a", "b"], preview_seed=3, preview_guidance=5.0)),
+    (dict(sample_prompts=["a --D 3 --l 7", "b --d 4"]), dict(preview_seed=3, preview_guidance=7.0)),
+    (dict(optimizer_type="SGDNesterov"), dict(optimizer="torch.optim.SGD", optimizer_args={"momentum": 0.9, "nesterov": True})),
+    (dict(optimizer_type="sgdnesterov", optimizer_args=["momentum=0.8", "dampening=0"]),
+     dict(optimizer="torch.optim.SGD", optimizer_args={"momentum": 0.8, "dampening": 0, "nesterov": True})),
+    (dict(optimizer_type="SGDNesterov8bit"), dict(optimizer="bitsandbytes.optim.SGD8bit", optimizer_args={"momentum": 0.9, "nesterov": True})),
     (dict(output_name="", network_dim=None, reg_data_dir="", steps=""),
      dict(name=None, lora_rank=16, reg_data_dir=None, steps=None)),
 ])
@@ -410,9 +415,17 @@ def test_what_the_keys_of_sd_scripts_mean(values, expected):
     (dict(save_model_as="ckpt"), "always .safetensors"), (dict(caption_extension=".cap"), "rename the files"),
     (dict(lr_warmup_steps=0.1, max_train_epochs=5), "give a number of steps"), (dict(sample_prompts="p.toml"), "preview_prompts"),
     (dict(text_encoder_lr=[1e-5, 2e-5], network_dim=8), "all text encoders get the first"),
-    (dict(v_parameterization=True), "base model")])
+    (dict(sample_prompts=["a --d 3", "b --d 4", "c"]), "--d with several values in sample_prompts (all previews get the first, 3)"),
+    (dict(noise_offset_type="Multires"), "noise_offset_type (use noise_offset)"),
+    (dict(v_parameterization=True), "one that does not say that it is a v-prediction model is trained as one that predicts the noise (eps)")])
 def test_what_is_not_taken_over_is_said(values, text):
     assert text in load_kohya(**values)[1]
+
+
+@pytest.mark.parametrize("values", [dict(noise_offset_type="Original"), dict(noise_offset_type="original"), dict(v_parameterization=False), dict(network_args=["algo=LoRA"]),
+                                    dict(sample_prompts=["a --d 3", "b --d 3"], sample_every_n_steps=5)])
+def test_what_changes_nothing_is_not_spoken_of(values):
+    assert not load_kohya(**values)[1]
 
 
 def other_defaults(**values) -> set[str]:

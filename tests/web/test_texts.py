@@ -127,7 +127,8 @@ SENTENCES = [
     "there is a LoRA x again; rename or delete that one first", "x.png is in the gallery again; rename or remove that one first",
     "a.txt is in the gallery already with another text; edit the captions there, or remove that file first",
     "a.txt is larger than a megabyte, which is no caption", "log in to this server first; HotLoRA asks for the same login",
-    "network_alpha is not given: HotLoRA's default is the rank, sd-scripts' is 1", "lr_scheduler is not given: HotLoRA's default is 16, sd-scripts' is 4",
+    "v_parameterization is read from the base model: one that does not say that it is a v-prediction model is trained as one that predicts the noise (eps); --dry-run "
+    "shows which it is", "network_alpha is not given: HotLoRA's default is the rank, sd-scripts' is 1", "lr_scheduler is not given: HotLoRA's default is 16, sd-scripts' is 4",
     "text_encoder_lr is not given: HotLoRA does not train the text encoder, sd-scripts would",
     "optimizer is prodigy, which needs the package prodigyopt, and that is not installed or does not load here; run `pip install prodigyopt` in the Python "
     "environment that runs HotLoRA, or use adamw", "optimizer adamw does not work with optimizer_args {'bogus': 1}: unexpected (it takes lr); change optimizer_args",

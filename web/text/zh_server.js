@@ -17,6 +17,7 @@ export const zhServer = [
   [/^(?:.*: )?base_model is (.*), a language model, and language models are trained by `(.*)`; here .*$/, "$1 是语言模型：语言模型请用命令 $2 训练；这里训练的是图片"],
   [/^steps is (\d+) and epochs is (\d+), but.*$/, "步数是 $1，轮数是 $2，但只能填一个；请去掉其中之一"],
   [/^([a-z_]+) has no effect here: .*$/, "$1 在这里不起作用，可以去掉"],
+  [/^v_parameterization is read from the base model: .*$/, "v_parameterization 以基础模型为准：没有注明 v 预测的模型按噪声预测（eps）训练"],
   [/^network_alpha is not given: .*$/, "没有填写 network_alpha：HotLoRA 默认与 rank 相同，sd-scripts 默认为 1"],
   [/^text_encoder_lr is not given: .*$/, "没有填写 text_encoder_lr：HotLoRA 不训练文本编码器，sd-scripts 会训练"],
   [/^([a-z_]+) is not given: HotLoRA's default is (.*), sd-scripts' is (.*)$/, "没有填写 $1：HotLoRA 的默认值是 $2，sd-scripts 的是 $3"],
