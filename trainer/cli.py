@@ -32,6 +32,7 @@ from .state import find_states, put_states_aside
 log = logging.getLogger(__name__)
 SAME_PRESS = 2.0
 """A launcher hands Ctrl-C on, so that one press may come twice within so many seconds."""
+BROKEN_PIPE = 141
 COMMANDS = ("train", "farm", "export-job", "run-bundle", "caption", "check", "ui", "generate", "inspect", "export", "demo", "train-base")
 SIDE = Setting("", "int", False, "the base's own", "", minimum=16, maximum=8192, unit="pixels")
 DRAWN_WITH = {"seed": SETTINGS["preview_seed"], "steps": Setting("", "int", False, 25, "", minimum=1, maximum=1000), "width": SIDE, "height": SIDE,
@@ -40,7 +41,23 @@ DRAWN_WITH = {"seed": SETTINGS["preview_seed"], "steps": Setting("", "int", Fals
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; 0 when it did what was asked, 1 after an error of the user's or the system's, which is one sentence."""
+    """Run a command; 0 when it did what was asked, 1 after an error of the user's or the system's, which is one sentence.
+
+    Whoever reads what is printed may stop before its end, as `| head` does: nothing is said of that, and a command that it cut short gives 141, as
+    a shell tells of a program that ended so.
+    """
+    try:
+        return _command(arguments)
+    except BrokenPipeError:
+        return BROKEN_PIPE
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # the rest goes nowhere, as Python would complain of it when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _command(arguments: list[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if sys.stdout.encoding and sys.stdout.encoding.lower().replace("-", "") != "utf8" and hasattr(sys.stdout, "reconfigure"):
         # a Windows console in another code page must not end a run because a file has a Chinese name

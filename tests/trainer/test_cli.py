@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from hotlora.trainer.cli import main
-from hotlora.trainer.lora_file import load_lora
+from hotlora.trainer.lora_file import load_lora, save_lora
 from hotlora.trainer.session import Session
 from hotlora.trainer.state import find_states
 
@@ -61,6 +61,23 @@ def test_train_then_generate_then_inspect(yaml, tmp_path):
     shown = json.loads(run("inspect", out / "face.safetensors", "--json").stdout)
     assert shown["trigger"] == "sks"
     assert "rank 4" in run("inspect", out / "face.safetensors").stdout
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a pipe whose reader is gone is told otherwise there")
+@pytest.mark.parametrize("arguments, status", [(["inspect", "{lora}"], 0), (["inspect", "{lora}", "--json"], 141), (["train", "--help"], 0)])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, arguments, status):
+    """What is short is cut when it is flushed at the end, what is long (more than a pipe's buffer in Python) while it is printed."""
+    lora = tmp_path / "a.safetensors"
+    layer = {"down": torch.ones(2, 4), "up": torch.ones(4, 2), "alpha": 2.0}
+    save_lora(lora, {f"lora_unet_{i}": layer for i in range(3)}, {"ss_comment": "x" * 100_000})
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        done = subprocess.run([sys.executable, str(ROOT / "train.py"), *(one.format(lora=lora) for one in arguments)], stdout=writes, stderr=subprocess.PIPE, text=True,
+                              timeout=300, env={**os.environ, "PYTHONUNBUFFERED": ""})
+    finally:
+        os.close(writes)
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 @needs_base
