@@ -306,6 +306,48 @@ def test_a_narrow_page_cuts_no_field_off(shared_server, open_page, locale):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
+IN_SIGHT = "(place) => { const at = document.querySelector(place).getBoundingClientRect(); return at.top >= 0 && at.bottom <= innerHeight; }"
+
+
+def test_what_train_and_draw_have_begun_comes_into_sight(server, open_page, gallery):
+    page = open_page(server, viewport={"width": 360, "height": 640})
+    fill_form(page, gallery, name="seen", steps=100_000, resolution=64)
+    page.get_by_text("6 pictures, 100,000 steps").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    until(page, "Boolean(document.querySelector('.run-head'))")
+    until(page, lambda: page.evaluate(IN_SIGHT, ".run-head"))
+    # the one that runs stays in sight, so the other is told of
+    page.get_by_label("Name", exact=True).fill("later")
+    page.get_by_role("button", name="Add to the queue").click()
+    page.get_by_text("later waits in the queue; it begins when the run before it has ended.").wait_for()
+    page.locator(".toast").get_by_role("button", name="History").click()
+    page.locator(".job-row", has_text="later").wait_for()
+    first, second = sorted(server.get("jobs")["jobs"], key=lambda job: job["name"], reverse=True)
+    server.post(f"jobs/{second['id']}/cancel")
+    server.until(first["id"], "running", step=1)
+    server.post(f"jobs/{first['id']}/stop")
+    server.until(first["id"], "stopped")
+    page.evaluate("location.hash = '#/try'")
+    page.get_by_text("Seed, steps, size, negative prompt").click()
+    page.get_by_label("Sampler steps").fill("1")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.locator(".drawing").wait_for()
+    until(page, lambda: page.evaluate(IN_SIGHT, "#hl-drawings"))
+
+
+def test_words_that_most_base_models_cannot_read_are_told_of(server, open_page, gallery):
+    job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "read", "steps": 1, "resolution": 64}})
+    server.until(job["id"], "completed")
+    page = open_page(server, locale="zh-CN")
+    page.get_by_label("触发词").fill("小明")
+    page.get_by_text("大多数底模只读英文：触发词最好用拉丁字母，例如 xiaoming。").wait_for()
+    page.get_by_label("触发词").fill("naïve_2")
+    page.get_by_text("用来唤起学到的内容，最好是少见的词。").wait_for()
+    page.evaluate("location.hash = '#/try'")
+    page.get_by_role("textbox", name="提示词", exact=True).fill("海边的小明, 4k")
+    page.get_by_text("大多数底模只读英文，请用英文写提示词。").wait_for()
+
+
 def test_reload_pause_and_stop_in_the_middle(server, open_page, gallery):
     page = open_page(server)
     fill_form(page, gallery, steps=2000, resolution=64)

@@ -116,6 +116,16 @@ export function Choice({ legend, name, value, options, hint, onChange, clearable
   </fieldset>`;
 }
 
+// The second column, where its top is out of sight: on a narrow page what a button of the first one has begun is below it.
+export function showSecondColumn() {
+  const column = document.querySelector(".hotlora .two-columns > :nth-child(2)");
+  const top = column?.getBoundingClientRect().top;
+  if (top < 0 || top > window.innerHeight / 2) column.scrollIntoView();
+}
+
+// Whether a text is in another script than most base models can read.
+export const isForeign = (text) => /(?!\p{Script=Latin})\p{L}/u.test(text);
+
 // A value that follows another one only when that has been still for a moment.
 export function useSettled(value, wait = 300) {
   const [settled, setSettled] = useState(value);

@@ -1,12 +1,12 @@
 // The first screen: pictures, a name, a trigger and a preset become a run; beside them is the run that is on.
 import { useEffect, useState } from "../vendor/hooks.mjs";
-import { getState, html, setState, useStore } from "../store.js";
+import { getState, html, setState, toast, useStore } from "../store.js";
 import { post } from "../api.js";
 import { changeForm, changeMore, getForm, question, settingsOf, spread, SUBJECTS, useForm } from "../form.js";
 import { duration, number, said, settingName, t } from "../i18n.js";
 import { lazy } from "../lazy.js";
 import { activeJob, currentJob, takeOwnJob } from "../live.js";
-import { Action, Choice, Field, Icon, Problem, shortName, useSettled } from "./parts.js";
+import { Action, Choice, Field, Icon, isForeign, Problem, shortName, showSecondColumn, useSettled } from "./parts.js";
 import { Pictures, uploadsEnded, useIsComing } from "./pictures.js";
 
 let openedEarly = false;   // before its module had come
@@ -50,7 +50,7 @@ function TrainForm() {
         ${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${form.name} autocomplete="off" spellcheck=${false}
           placeholder=${ownName || "my_face"} onInput=${(event) => changeForm({ name: event.target.value })} />`}
       <//>
-      <${Field} label=${t("train.trigger")} hint=${t("train.triggerHint")} error=${where === "trigger" ? said(error.message) : ""}>
+      <${Field} label=${t("train.trigger")} hint=${isForeign(form.trigger) ? t("train.triggerForeign") : t("train.triggerHint")} error=${where === "trigger" ? said(error.message) : ""}>
         ${(id, hint) => html`<input id=${id} aria-describedby=${hint} value=${form.trigger} autocomplete="off" spellcheck=${false}
           placeholder="sks" onInput=${(event) => changeForm({ trigger: event.target.value })} />`}
       <//>
@@ -113,7 +113,10 @@ async function train() {
 async function start(wanted) {
   if (!wanted.folder.trim()) throw Object.assign(new Error(t("train.noFolder")), { field: "folder" });
   const { settings, steps } = await planned(wanted);
-  takeOwnJob(await post("jobs", { settings: spread(settings, steps), preset: wanted.preset }));
+  const job = await post("jobs", { settings: spread(settings, steps), preset: wanted.preset });
+  takeOwnJob(job);
+  if (currentJob(getState()) === job.id) showSecondColumn();
+  else toast(t("train.queued", { name: job.name }), { label: t("nav.runs"), run: () => { location.hash = "#/runs"; } });
   if (getForm().folder === wanted.folder) changeForm({ of: wanted.name.trim() });
 }
 

@@ -6,7 +6,7 @@ import { number, said, t, when } from "../i18n.js";
 import { promptOf } from "../host.js";
 import { refreshLoras, takeDrawing } from "../live.js";
 import { keepTry, readTry } from "../try_form.js";
-import { Action, Choice, Empty, Field, Icon, Problem } from "./parts.js";
+import { Action, Choice, Empty, Field, Icon, isForeign, Problem, showSecondColumn } from "./parts.js";
 import { PictureGrid } from "./picture_grid.js";
 import { TryButton } from "./run.js";
 
@@ -49,6 +49,7 @@ function TryForm({ loras }) {
     takeDrawing(await post("drawings", {
       prompt, negative: form.negative, seed: Number(form.seed), steps: Number(form.steps), width: Number(form.width) || null, height: Number(form.height) || null,
       ...gridOf(form, lora, name) }));
+    showSecondColumn();
   };
   const remove = async () => {
     const path = `loras/${lora.name.split("/").map(encodeURIComponent).join("/")}`;
@@ -66,7 +67,7 @@ function TryForm({ loras }) {
           ${(lora.finished || !lora.steps.length) && html`<option value="">${t("try.final")}</option>`}
           ${[...lora.steps].reverse().map((step) => html`<option value=${step.name}>${t("preview.step", { step: number(step.step) })}</option>`)}</select>`}<//>
     </div>
-    <${Field} label=${t("try.prompt")} hint=${!prompt.includes(lora.trigger) && t("try.otherTrigger", { trigger: lora.trigger })}>${(id, hint) => html`<textarea
+    <${Field} label=${t("try.prompt")} hint=${promptHint(prompt, lora)}>${(id, hint) => html`<textarea
       id=${id} aria-describedby=${hint} rows="2" spellcheck=${false} value=${prompt} onInput=${(event) => change({ prompt: event.target.value })}></textarea>`}<//>
     <${Choice} legend=${t("try.what")} name="how" value=${form.how} options=${["pair", "weights", "steps"].map((one) => [one, t(`how.${one}`)])}
       hint=${t(`how.${form.how}.hint`)} onChange=${(how) => change({ how })} />
@@ -92,6 +93,11 @@ function TryForm({ loras }) {
       <div class="actions"><${TryButton} name=${name} trigger=${lora.trigger} weight=${form.weight} onError=${setError} />
         <${Action} compact icon="trash" label=${t("try.delete", { name: lora.name })} run=${remove} onError=${setError} /></div></div>
   </form>`;
+}
+
+function promptHint(prompt, { trigger }) {
+  if (!prompt.includes(trigger)) return t("try.otherTrigger", { trigger });
+  return isForeign(prompt) && t("try.foreign");
 }
 
 // What is wrong with each number that is typed, as the server's bounds have it.
