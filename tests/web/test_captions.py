@@ -191,6 +191,15 @@ def test_the_check_in_chinese_and_usable_by_keys_and_readers(open_gallery, bare)
     page.get_by_role("dialog").wait_for(state="detached")
 
 
+def test_findings_of_each_kind_look_alike_and_a_narrow_page_shows_them_whole(open_gallery, bare):
+    page = open_gallery(bare, trigger="zork", viewport={"width": 360, "height": 640})
+    score(page)
+    assert page.locator(".finding.note").count() and page.locator(".finding:not(.note)").count()
+    paddings = page.evaluate("[...document.querySelectorAll('.finding')].map((one) => getComputedStyle(one).padding)")
+    assert len(set(paddings)) == 1, paddings
+    assert page.evaluate("(() => { const all = document.querySelector('.findings'); return all.scrollHeight <= all.clientHeight; })()")
+
+
 def test_the_plan_says_what_would_be_written(captioner, open_page, bare):
     page = open_page(captioner)
     page.locator("input[list=hl-folders]").fill(str(bare))
