@@ -1,12 +1,13 @@
 """Runs in ComfyUI's Python: gradients of one batch of ours, against plain autograd picture by picture on merged fp32 weights.
 
-    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed] [half] [dora]
+    python tests/hosts/inside_comfy.py COMFYUI_DIR CHECKPOINT [--fp8_e4m3fn-unet ...] [v | flow] [upstream] [streamed] [evicted] [gpu] [dynamic] [squeezed] [half] [dora] [captions]
 
 `v` and `flow` put ComfyUI's own ModelSamplingDiscrete or ModelSamplingSD3 upstream, for a model that predicts v or a flow.
 `upstream` puts a LoRA and changed norms upstream. `streamed` and `evicted` are what a device with little memory does, see `scarce_memory`.
 `gpu` runs it on the GPU; `dynamic` with ComfyUI's dynamic memory, its default on NVIDIA, and `squeezed` with next to no memory for that.
 `half` computes in float16, which the host does with weights of float16 (`--fp16-unet`) on a GPU alone, and borrows twice.
 `dora` compares what the denoiser says with a DoRA attached and with its file through the stock loader, and nothing else.
+`captions` compares what captions with signs of a prompt become with the same text straight through CLIP's tokenizer, and nothing else.
 
 The reference goes another way in every part: the host's own noise_scaling and apply_model, the loss in x0 with the weight
 that makes it the native one, and weights W + s B A as plain tensors. Prints one JSON object.
@@ -27,7 +28,7 @@ def package() -> None:
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
-OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed", "half", "dora")
+OPTIONS = ("v", "flow", "upstream", "streamed", "evicted", "gpu", "dynamic", "squeezed", "half", "dora", "captions")
 
 
 def main() -> None:
@@ -52,6 +53,9 @@ def main() -> None:
     model, clip, vae = load(checkpoint)
     if "dora" in arguments:
         print(json.dumps(as_the_host_does(model, clip, vae)))
+        return
+    if "captions" in arguments:
+        print(json.dumps(as_written(model, clip, vae)))
         return
     bare, changes = model, {}
     if "upstream" in arguments:
@@ -169,6 +173,23 @@ def as_the_host_does(model, clip, vae) -> dict:
                 patched = comfy.sd.load_lora_for_models(model, clip, file, strength, 0)[0]
             theirs = said(ComfyBackend(patched, clip, vae))
             found[str(strength)] = ((ours - theirs).norm() / (ours - plain).norm()).item()
+    return found
+
+
+def as_written(model, clip, vae) -> dict:
+    """How far apart they are, by caption, and whether the tokens are counted as many."""
+    import torch
+
+    from hotlora.trainer.hosts.comfy import ComfyBackend
+
+    backend, found = ComfyBackend(model, clip, vae), {}
+    for caption in ("a cat (fluffy)", "a cat (fluffy:1.4) ((soft))", r"hatsune miku \(vocaloid\)", "an open ( and a closing ) ) :)", "plain"):
+        words = clip.tokenizer.clip_l.tokenizer(caption)["input_ids"]
+        padded = [(token, 1.0) for token in words + words[-1:] * (77 - len(words))]
+        with torch.inference_mode():
+            [[hidden_1LD, _]] = clip.encode_from_tokens_scheduled({"l": [padded]}, show_pbar=False)
+            ours_1LD = backend.encode_text([caption])["hidden_BLD"]
+        found[caption] = (ours_1LD - hidden_1LD.float()).abs().max().item() + (backend.token_count(caption) != (77, 77))
     return found
 
 

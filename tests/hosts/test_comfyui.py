@@ -421,6 +421,11 @@ def test_a_dora_does_through_the_stock_loader_what_it_did_in_training(base, root
     assert len(found) == 2 and max(found.values()) < 1e-3, found
 
 
+def test_captions_are_encoded_as_they_are_written(base, root):
+    found = inside(root, base, ["captions"])
+    assert len(found) == 5 and max(found.values()) == 0, found
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_gradients_on_files_in_other_precisions(base, root, dtype):
     name = write_model(base, f"{str(dtype).removeprefix('torch.')}.safetensors", dtype=dtype)

@@ -93,7 +93,7 @@ class ComfyBackend:
     @cached_property
     def text_id(self) -> str:
         patches = str(self.clip.patcher.patches_uuid) if self.clip.patcher.patches else ""
-        return fingerprint(self.clip.cond_stage_model, self.clip.layer_idx, patches, self.clip.tokenizer_options)
+        return fingerprint(self.clip.cond_stage_model, self.clip.layer_idx, patches, self.clip.tokenizer_options, "captions as written")
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
         self._lend()
@@ -108,12 +108,16 @@ class ComfyBackend:
         rows = []
         with layers_finish(), torch.inference_mode():
             for caption in captions:
-                [[hidden_1LD, more]] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption), show_pbar=False)
+                [[hidden_1LD, more]] = self.clip.encode_from_tokens_scheduled(self._tokens(caption), show_pbar=False)
                 if more.get("attention_mask") is not None:
                     raise ValueError(f"{self.family} tells its text apart by attention masks, which cannot be trained yet")
                 pooled_1D = more.get("pooled_output")
                 rows.append({"hidden_BLD": hidden_1LD[0], **({} if pooled_1D is None else {"pooled_BD": pooled_1D[0]})})
         return self.batch_text([{key: x.float().clone() for key, x in row.items()} for row in rows])
+
+    def _tokens(self, caption: str) -> dict[str, list]:
+        """Captions are texts: parentheses are parentheses. ComfyUI reads those of a prompt as weights, except with a backslash before."""
+        return self.clip.tokenize(caption.replace("(", "\\(").replace(")", "\\)"))
 
     def batch_text(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Raises ValueError for texts of different lengths where the model reads text and picture in one sequence."""
@@ -127,7 +131,7 @@ class ComfyBackend:
 
     def token_count(self, caption: str) -> tuple[int, int]:
         """ComfyUI encodes captions of any length in pieces, so what fits is all of it."""
-        pieces = next(iter(self.clip.tokenize(caption).values()))
+        pieces = next(iter(self._tokens(caption).values()))
         count = sum(len(piece) for piece in pieces)
         return count, count
 
