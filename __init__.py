@@ -3,12 +3,28 @@
 Whatever the folder is called and whoever imports it (ComfyUI by path, `train.py`, a test), the code lives under the one
 package name `hotlora`: `trainer` and `nodes` as top-level names belong to other extensions.
 """
+import re
 import sys
 from importlib import util
 from pathlib import Path
 
 __version__ = "0.1.0"
 WEB_DIRECTORY = "./web/comfy"
+COMFYUI, COMFYUI_OF = "0.14.0", "February 2026"
+"""The oldest ComfyUI that has what we use of it; also in pyproject.toml."""
+
+
+def _check_comfyui() -> None:
+    """ImportError in an older ComfyUI, which prints its sentence and goes on with none of us: neither nodes nor page."""
+    if "folder_paths" not in sys.modules:  # ComfyUI imports it before any pack of nodes
+        return
+    try:
+        from comfyui_version import __version__ as found
+    except ImportError:
+        found = ""
+    if [int(number) for number in re.findall(r"\d+", found)[:3]] < [int(number) for number in COMFYUI.split(".")]:
+        raise ImportError(f"HotLoRA needs ComfyUI {COMFYUI} ({COMFYUI_OF}) or newer, and this is {found or 'an older one'}; "
+                          "update ComfyUI, then start it again")
 
 
 def _register() -> None:
@@ -23,6 +39,7 @@ def _register() -> None:
 
 
 if __name__ != "hotlora":
+    _check_comfyui()
     _register()
 
 

@@ -1,15 +1,18 @@
 """What ComfyUI's registry asks of a pack of nodes, as far as it can be looked at here."""
 import ast
+import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+import hotlora
 from hotlora.trainer.config import SETTINGS
 
 tomllib = pytest.importorskip("tomllib" if sys.version_info >= (3, 11) else "tomli")
@@ -30,6 +33,7 @@ def tracked(root: Path) -> list[Path]:
 def test_the_project_says_what_the_registry_wants_to_know(project, root):
     name = project["project"]["name"]
     assert re.fullmatch(r"[a-z][a-z0-9._-]{0,99}", name) and "comfy" not in name
+    assert project["tool"]["comfy"]["requires-comfyui"] == f">={hotlora.COMFYUI}"
     assert project["tool"]["comfy"]["PublisherId"] and project["tool"]["comfy"]["DisplayName"]
     # the registry's client finds the version by this pattern, in the file that [tool.comfy.version] names
     text = (root / project["tool"]["comfy"]["version"]["path"]).read_text(encoding="utf-8")
@@ -70,3 +74,18 @@ def test_the_registry_s_own_client_finds_nothing(root, tmp_path):
     told = done.stdout + done.stderr
     assert done.returncode == 0 and "All validation checks passed" in told, told
     assert "S102" not in told and "S307" not in told and "E702" not in told, told
+
+
+@pytest.mark.parametrize("found, is_enough", [("0.13.9", False), ("0.3.76", False), (None, False), ("0.14.0", True), ("0.33.0", True), ("1.0", True), ("v0.20.1-3-gabc", True)])
+def test_an_older_comfyui_is_told_in_one_sentence_which_it_has_to_be(root, monkeypatch, found, is_enough):
+    """What ComfyUI imports before a pack of nodes is stood in for, as there is one version of it here at most; whatever a pack raises, it prints and goes on."""
+    monkeypatch.setitem(sys.modules, "folder_paths", types.ModuleType("folder_paths"))
+    monkeypatch.setitem(sys.modules, "comfyui_version", None if found is None else types.SimpleNamespace(__version__=found))
+    spec = importlib.util.spec_from_file_location("as_comfyui_names_it", root / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    if is_enough:
+        spec.loader.exec_module(module)
+        return
+    with pytest.raises(ImportError, match=re.escape(f"needs ComfyUI {hotlora.COMFYUI}")) as error:
+        spec.loader.exec_module(module)
+    assert (found or "an older one") in str(error.value) and not hasattr(module, "comfy_entrypoint")

@@ -299,7 +299,7 @@ def plain(unet):
             if x is not None:
                 x = x.cpu()
                 x = x.dequantize() if hasattr(x, "dequantize") and type(x) is not nn.Parameter else x
-                part._parameters[name] = nn.Parameter(torch.tensor(x.float().tolist()) if x.numel() < 8 else torch.from_numpy(x.float().numpy().copy()), requires_grad=False)
+                part._parameters[name] = nn.Parameter(torch.tensor(x.float().tolist()) if x.numel() < 8 else torch.from_numpy(x.detach().float().numpy().copy()), requires_grad=False)
         if hasattr(part, "comfy_cast_weights"):
             part.comfy_cast_weights = False
             part.weight_function, part.bias_function = [], []

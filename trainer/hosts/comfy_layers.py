@@ -26,11 +26,13 @@ def handed_out(module: nn.Module, like: torch.Tensor) -> Iterator[tuple[torch.Te
     The host's buffers are inference tensors once it has drawn a picture, and may be written to in inference mode alone.
     """
     with torch.inference_mode():
-        lent = comfy.ops.CastBiasWeightContext(module, like, offloadable=True)
-    with lent as (weight, bias):
+        weight, bias, lent = comfy.ops.cast_bias_weight(module, like, offloadable=True)
+    try:
         with torch.inference_mode():
-            weight = weight.dequantize() if _is_packed(weight) else weight
-        yield weight, bias
+            plain = weight.dequantize() if _is_packed(weight) else weight
+        yield plain, bias
+    finally:
+        comfy.ops.uncast_bias_weight(module, weight, bias, lent)
 
 
 def _is_packed(weight: Any) -> bool:
