@@ -9,7 +9,6 @@ from importlib import util
 from pathlib import Path
 
 __version__ = "0.1.0"
-WEB_DIRECTORY = "./web/comfy"
 COMFYUI, COMFYUI_OF = "0.14.0", "February 2026"
 """The oldest ComfyUI that has what we use of it; also in pyproject.toml."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from hotlora.tests.hosts import graphs
-from hotlora.tests.hosts.comfy_server import ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_video_model
+from hotlora.tests.hosts.comfy_server import ROOT, ComfyServer, ended, error_of, is_cached, write_gallery, write_model, write_video_model
 from hotlora.tests.hosts.watching import FileAccess
 
 pytestmark = pytest.mark.host
@@ -217,3 +218,15 @@ def test_the_cancel_button_ends_a_preview_and_keeps_what_was_learned(comfy, base
     assert ended(comfy.wait(run)) == "interrupted"
     assert (comfy.loras / "previewed.safetensors").is_file()
     assert len(list((base / "output" / "hotlora" / "previewed" / "previews").glob("*.png"))) < len(prompts)
+
+
+def test_the_page_loads_from_a_folder_with_any_name(tmp_path):
+    comfy = ComfyServer(tmp_path, extensions=False, links={"热 LoRA (new)": ROOT}).start()
+    try:
+        [script] = [path for path in comfy.get("/extensions") if path.endswith("/hotlora.js")]
+        for path in (script, "/hotlora/"):
+            with urllib.request.urlopen(f"http://127.0.0.1:{comfy.port}{path}", timeout=60) as answer:
+                assert answer.status == 200
+        assert "HotLoRATrain" in comfy.get("/object_info/HotLoRATrain")
+    finally:
+        comfy.stop()
