@@ -140,11 +140,13 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def unwritable(folder: Path) -> str:
-    """Why no file can be written into a folder, which is made where it is missing; empty when one can."""
-    probe = folder / f".{secrets.token_hex(12)}.tmp"
+def unwritable(folder: Path, make: bool = False) -> str:
+    """Why no file can be written into a folder, or where it is missing into what is to hold it; empty when one can. With `make` it is made."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        place = next(one for one in (folder, *folder.parents) if one.exists())
+        probe = place / f".{secrets.token_hex(12)}.tmp"
         probe.write_bytes(b"")
         os.unlink(probe)
     except OSError as error:

@@ -172,7 +172,7 @@ def check_folders(config: TrainConfig) -> None:
 
 def check_writable(setting: str, folder: Path) -> None:
     """Find out before the training whether its result can be written."""
-    reason = unwritable(folder)
+    reason = unwritable(folder, make=True)
     if reason:
         another = (", which in ComfyUI is one more folder of loras in extra_model_paths.yaml, and in stable-diffusion-webui --lora-dir"
                    if setting == "lora_dir" else "")
