@@ -1,6 +1,7 @@
 """The first screen in a real browser: from pictures to a LoRA, over reloads, a killed server and two tabs."""
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -409,11 +410,22 @@ def test_two_tabs_show_the_same(server, open_page, gallery):
 
 
 def test_a_failed_run_says_why_with_the_details_folded(server, open_page, gallery):
-    (gallery / "lora.safetensors").write_bytes(b"no LoRA")
+    settings = {"train_data_dir": str(gallery), "resolution": 64}
+    made = server.post("jobs", {"settings": {**settings, "name": "made", "steps": 1}})["id"]
+    server.until(made, "completed")
+    lora = Path(shutil.copy(server.folder / "loras" / "made.safetensors", gallery / "lora.safetensors"))
+    first = server.post("jobs", {"settings": {**settings, "name": "first", "steps": 100_000}})["id"]
     page = open_page(server)
-    fill_form(page, gallery, steps=2, resolution=64, init_lora=gallery / "lora.safetensors")
-    page.get_by_role("button", name="Train", exact=True).click()
-    status(page, "failed")
+    fill_form(page, gallery, steps=2, resolution=64, init_lora=lora)
+    page.get_by_role("button", name="Add to the queue").click()
+    page.get_by_text("mascot waits in the queue").wait_for()
+    # what was whole when it was queued is damaged when its turn comes
+    lora.write_bytes(b"no LoRA")
+    server.until(first, "running", step=1)
+    server.post(f"jobs/{first}/stop")
+    page.evaluate("location.hash = '#/runs'")
+    page.locator(".job-row", has_text="mascot").locator(".badge", has_text="failed").wait_for(timeout=PATIENCE)
+    page.evaluate("id => { location.hash = `#/run/${id}`; }", next(job["id"] for job in server.get("jobs")["jobs"] if job["name"] == "mascot"))
     problem = page.locator(".run .problem")
     assert "lora.safetensors" in problem.locator("p").inner_text()
     assert not problem.locator("pre").is_visible()
