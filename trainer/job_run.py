@@ -137,6 +137,7 @@ class JobRun(Listener):
 
     def started(self, session: Session) -> None:
         self.job.step, self.job.total_steps, self.job.message = session.step, session.total_steps, ""
+        self.job.run = str(session.started_at)
         self._began = time.monotonic()
         self._become("running")
 

@@ -22,7 +22,8 @@ RESUMABLE = ("stopped", "failed", "interrupted")
 
 @dataclass
 class Job:
-    """One training that somebody asked for. `settings` are as they were given; `config` is what they came to when it first began."""
+    """One training that somebody asked for. `settings` are as they were given; `config` is what they came to when it first began; `run` is what its
+    files tell of their run, whatever they are called by now."""
 
     id: str
     name: str
@@ -44,6 +45,7 @@ class Job:
     base: str = ""
     pictures: int = 0
     lora: str | None = None
+    run: str = ""
     saved: list[dict[str, Any]] = field(default_factory=list)
     previews: list[dict[str, Any]] = field(default_factory=list)
     measured: list[dict[str, Any]] = field(default_factory=list)

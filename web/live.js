@@ -163,6 +163,16 @@ export async function refreshLoras() {
   } catch { /* shown as unknown */ }
 }
 
+// What a run has trained, by what its file is called now: a later run of its name takes that. `one` is its entry in the list; `replaced` says that
+// the name is another run's, written later, and nothing of this one is left. A run of an earlier version is known by the name alone.
+export function loraOf(job, loras) {
+  const name = job.lora ?? job.saved?.at(-1)?.name;
+  const own = (loras ?? []).filter((one) => (job.run ? one.run === job.run : one.job === job.id));
+  const one = own.find(({ finished, name: called }) => finished && !/-last(-v\d+)?$/.test(called)) ?? own[0];
+  if (one && job.run) return { name: one.tag.replace(/^<lora:(.*):1>$/, "$1"), one };
+  return { name, one, replaced: Boolean(job.run && name && loras?.some((other) => other.name === name && other.created > (job.ended ?? Infinity))) };
+}
+
 // What was logged before this page was opened is asked for when somebody looks; of lines that came as events meanwhile only later ones are added.
 export async function loadLog(id) {
   const { lines } = await get(jobPath(id, "/log"), { lines: LOG_LINES });

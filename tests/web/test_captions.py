@@ -8,6 +8,7 @@ from PIL import Image
 
 from hotlora.tests.trainer.captions.small_models import blip_folder
 from hotlora.tests.trainer.ui_server import UiServer
+from hotlora.trainer.captions.writing import write_new
 from hotlora.trainer.captions.metadata import read_metadata
 from hotlora.trainer.left_out import left_out
 
@@ -169,12 +170,14 @@ def test_the_check_shows_its_findings_on_the_pictures_and_leaves_out_at_a_click(
 
 def test_the_check_offers_captions_and_the_trigger(open_gallery, bare):
     (bare / "1.txt").write_text("round, on a white table")
+    write_new(bare, {bare / "2.png": "zwx, a cup on grass"}, "model", "any", trigger="zwx")
     page = open_gallery(bare, trigger="sks")
     score(page)
-    page.locator(".finding", has_text="1 picture whose caption lacks the trigger word sks").get_by_role("button", name="add the trigger word").click()
+    page.locator(".finding", has_text="2 pictures whose caption lacks the trigger word sks").get_by_role("button", name="add the trigger word").click()
     until(page, lambda: (bare / "1.txt").read_text() == "sks, round, on a white table")
-    page.locator(".finding", has_text="4 pictures without a caption").get_by_role("button", name="make captions").click()
-    page.get_by_role("dialog").get_by_text("For the 4 chosen pictures").wait_for()
+    until(page, lambda: (bare / "2.txt").read_text() == "sks, a cup on grass")
+    page.locator(".finding", has_text="3 pictures without a caption").get_by_role("button", name="make captions").click()
+    page.get_by_role("dialog").get_by_text("For the 3 chosen pictures").wait_for()
 
 
 def test_the_check_in_chinese_and_usable_by_keys_and_readers(open_gallery, bare):

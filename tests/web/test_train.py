@@ -508,6 +508,26 @@ def test_the_queue_is_ordered_and_the_history_undone(server, open_page, gallery)
     page.locator(".job-row", has_text="second").wait_for()
 
 
+def test_a_run_in_the_history_names_its_lora_as_it_is_called_now(server, open_page, gallery):
+    settings = {"train_data_dir": str(gallery), "name": "mine", "steps": 2, "save_steps": 1, "resolution": 64}
+    jobs = [server.post("jobs", {"settings": settings})["id"] for _ in range(2)]
+    for job in jobs:
+        server.until(job, "completed")
+    assert {lora["name"]: (lora["job"], [step["name"] for step in lora["steps"]]) for lora in server.get("loras")["loras"]} == {
+        "mine": (jobs[1], ["mine-000001"]), "mine-v1": (jobs[0], ["mine-000001-v1"])}
+    page = open_page(server, "#/runs")
+    rows = page.locator(".job-row")
+    for row, name in ((0, "mine"), (1, "mine-v1")):
+        rows.nth(row).get_by_role("button", name="Copy the tag").click()
+        until(page, f"navigator.clipboard.readText().then((text) => text === '<lora:{name}:0.8>')")
+    server.post("loras/mine-v1/delete")
+    rows.nth(1).get_by_text("mine is another LoRA now; that of this run is not here any more.").wait_for()
+    assert rows.nth(1).get_by_role("button", name="Copy the tag").count() == 0 and rows.nth(0).get_by_role("button", name="Copy the tag").count() == 1
+    page.goto(f"{server.url}/hotlora/#/run/{jobs[0]}")
+    page.get_by_text("About this run").click()
+    page.get_by_text("mine is another LoRA now").wait_for()
+
+
 def test_a_saved_step_is_drawn_beside_the_base(server, open_page, gallery):
     job = server.post("jobs", {"settings": {"train_data_dir": str(gallery), "name": "drawn", "trigger": "sks", "steps": 2, "resolution": 64, "save_steps": 1,
                                             "learning_rate": 0.01}})

@@ -12,7 +12,7 @@ def _all(call: Call) -> list[dict]:
     found = list_loras(call.api.host.lora_folders())
     jobs = call.api.jobs.snapshot()["jobs"]
     for lora in found:
-        job = next((job for job in jobs if job["name"] == lora["name"] and job["lora"]), None)
+        job = next((job for job in jobs if job["lora"] and (job["run"] == lora["run"] if job["run"] else job["name"] == lora["name"])), None)
         previews = call.api.jobs.get(job["id"]).previews if job else []
         lora["job"] = job["id"] if job else None
         lora["preview"] = f"{API}/jobs/{job['id']}/previews/{previews[-1]['file']}" if previews else None

@@ -152,6 +152,7 @@ export default {
   "run.log": "Log",
   "run.noLog": "Nothing is logged.",
   "run.none": "No run yet",
+  "run.replaced": ({ name }) => `${name} is another LoRA now; that of this run is not here any more.`,
   "run.gone": "This run is not here any more; the history has the others.",
   "status.queued": "queued",
   "status.preparing": "preparing",

@@ -153,6 +153,7 @@ export default {
   "run.log": "日志",
   "run.noLog": "没有日志。",
   "run.none": "还没有训练",
+  "run.replaced": ({ name }) => `${name} 现在是另一个 LoRA；这次训练的已经不在了。`,
   "run.gone": "这次训练已经不在了；其他训练见历史。",
   "status.queued": "排队中",
   "status.preparing": "准备中",

@@ -3,7 +3,7 @@ import { useEffect, useRef, useState } from "../vendor/hooks.mjs";
 import { html, toast, useStore } from "../store.js";
 import { jobPath, post } from "../api.js";
 import { duration, number, said, t, when } from "../i18n.js";
-import { ACTIVE, currentJob, ENDED, loadJob, loadLog, takeOwnJob } from "../live.js";
+import { ACTIVE, currentJob, ENDED, loadJob, loadLog, loraOf, takeOwnJob } from "../live.js";
 import { isComfy, isWebui, promptOf, tryIt } from "../host.js";
 import { chooseLora } from "../try_form.js";
 import { askToNotify, canAskToNotify } from "../notify.js";
@@ -77,10 +77,11 @@ function Controls({ job, waiting, onError }) {
   const can = new Set(job.commands ?? []);
   const run = (name) => () => command(job.id, name);
   const button = (name, icon, label, kind) => can.has(name) && html`<${Action} icon=${icon} label=${label} kind=${kind} run=${run(name)} onError=${onError} once=${name === "again"} />`;
-  const lora = job.lora ?? job.saved?.at(-1)?.name;
+  const { name, one, replaced } = loraOf(job, useStore((s) => s.loras));
+  const lora = !replaced && name;
   const resume = can.has("resume") && (job.status !== "queued" || waiting);
   return html`<div class="actions">
-    ${lora && ENDED.includes(job.status) && html`<a class="button primary" href="#/try" onClick=${() => chooseLora(job.name)}><${Icon} name="image" /><span>${t("run.try")}</span></a>`}
+    ${lora && ENDED.includes(job.status) && html`<a class="button primary" href="#/try" onClick=${() => chooseLora(one?.name ?? job.name)}><${Icon} name="image" /><span>${t("run.try")}</span></a>`}
     ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} onError=${onError} />`}
     ${button("pause", "pause", t("run.pause"))}
     ${resume && html`<${Action} icon="play" label=${t(job.status === "queued" ? "run.start" : "run.resume")} kind=${job.status === "stopped" ? "" : "primary"} run=${run("resume")} onError=${onError} />`}
@@ -111,10 +112,11 @@ function NotifyButton() {
 }
 
 function Facts({ job }) {
-  const lora = job.lora ?? job.saved?.at(-1)?.name;
+  const { name: lora, one, replaced } = loraOf(job, useStore((s) => s.loras));
+  const saved = one && job.run && one.name !== job.name ? [...one.steps, { step: job.step, name: lora }] : job.saved;
   const rows = [
-    lora && [t("fact.prompt"), html`<code>${promptOf(lora, job.trigger)}</code>`],
-    job.saved?.length > 1 && [t("fact.saved"), html`<span class="saved">${job.saved.map((one) => html`<code title=${t("preview.step", { step: number(one.step) })}>${one.name}</code>`)}</span>`],
+    lora && [t("fact.prompt"), replaced ? t("run.replaced", { name: lora }) : html`<code>${promptOf(lora, job.trigger)}</code>`],
+    !replaced && saved?.length > 1 && [t("fact.saved"), html`<span class="saved">${saved.map((one) => html`<code title=${t("preview.step", { step: number(one.step) })}>${one.name}</code>`)}</span>`],
     job.base && [t("fact.base"), job.base],
     job.pictures > 0 && [t("fact.pictures"), number(job.pictures)],
     job.settings?.train_data_dir && [t("fact.folder"), job.settings.train_data_dir],

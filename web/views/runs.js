@@ -4,7 +4,7 @@ import { html, setState, toast, useStore } from "../store.js";
 import { fromServer, jobPath, post } from "../api.js";
 import { formFrom } from "../form.js";
 import { number, said, t, when } from "../i18n.js";
-import { ACTIVE, loadJob, takeJob } from "../live.js";
+import { ACTIVE, loadJob, loraOf, takeJob } from "../live.js";
 import { Exported, exportJob, ImportResult } from "./bundle.js";
 import { Farms } from "./farms.js";
 import { Action, Badge, Empty, Icon, Problem, Progress, progressText } from "./parts.js";
@@ -49,18 +49,19 @@ const runName = (job) => `${job.name} (${when(job.created)})`;
 function Row({ job, onError, before, after, compared, onCompare, onExport }) {
   const can = new Set(job.commands ?? []);
   const move = (place) => () => command(job.id, "move", { before: place });
-  const lora = job.lora;
+  const lora = loraOf(job, useStore((s) => s.loras));
   return html`<li class="job-row">
     <${Thumbnail} job=${job} />
     <div class="job-text"><p><a href=${`#/run/${job.id}`}><strong>${job.name}</strong></a> <${Badge} status=${job.status} /></p>
       ${ACTIVE.includes(job.status) && html`<${Progress} job=${job} />`}
       <p class="hint">${job.status === "queued" ? t("runs.queuedFor", { n: job.pictures, steps: number(job.total_steps) }) : progressText(job)} · ${when(job.created)}</p>
-      ${["failed", "interrupted"].includes(job.status) && html`<p class="hint">${said(job.message)}</p>`}</div>
+      ${["failed", "interrupted"].includes(job.status) && html`<p class="hint">${said(job.message)}</p>`}
+      ${lora.replaced && html`<p class="hint">${t("run.replaced", { name: lora.name })}</p>`}</div>
     <div class="actions small">
       ${before !== undefined && html`<${Action} compact icon="up" label=${t("runs.up", { name: job.name })} run=${move(before)} onError=${onError} />`}
       ${after !== undefined && html`<${Action} compact icon="down" label=${t("runs.down", { name: job.name })} run=${move(after)} onError=${onError} />`}
       ${can.has("cancel") && html`<${Action} icon="x" label=${t("run.cancel")} run=${() => command(job.id, "cancel")} onError=${onError} />`}
-      ${lora && html`<${TryButton} name=${lora} trigger=${job.trigger} onError=${onError} />`}
+      ${lora.name && !lora.replaced && html`<${TryButton} name=${lora.name} trigger=${job.trigger} onError=${onError} />`}
       ${can.has("resume") && job.status !== "queued" && html`<${Action} icon="play" label=${t("run.resume")} run=${() => command(job.id, "resume")} onError=${onError} />`}
       ${can.has("again") && !ACTIVE.includes(job.status) && job.status !== "queued" && html`<${Action} icon="again" label=${t("run.again")} run=${() => command(job.id, "again")} onError=${onError} once />`}
       ${onCompare && job.step > 1 && html`<button type="button" class="button" aria-pressed=${compared} onClick=${() => onCompare(job.id)}>${t("runs.curve")}</button>`}
@@ -71,7 +72,7 @@ function Row({ job, onError, before, after, compared, onCompare, onExport }) {
 }
 
 function Thumbnail({ job }) {
-  const preview = useStore((s) => s.loras?.find((one) => one.job === job.id || one.name === job.lora)?.preview);
+  const preview = useStore((s) => loraOf(job, s.loras).one?.preview);
   return html`<a class="job-picture" href=${`#/run/${job.id}`} tabindex="-1" aria-hidden="true">${preview ? html`<img src=${fromServer(preview)} alt="" loading="lazy" />` : html`<${Icon} name="image" />`}</a>`;
 }
 

@@ -65,6 +65,15 @@ def test_a_lora_goes_to_the_trash_and_comes_back(client, gallery, host):
     assert client.post("loras/face-000001/delete")["names"] == ["face-000001"] and (folder / "face.safetensors").exists()
 
 
+def test_a_lora_that_a_later_run_put_aside_is_known_as_that_of_its_job(client, gallery):
+    settings = {"train_data_dir": str(gallery), "name": "face", "lora_rank": 1, "steps": 1, "preview_steps": 1}
+    first, second = (client.post("jobs", {"settings": settings}, 201)["id"] for _ in range(2))
+    runs = [until_ended(client, job)["run"] for job in (first, second)]
+    listed = {lora["name"]: lora for lora in client.get("loras")["loras"]}
+    assert {name: (lora["job"], lora["run"]) for name, lora in listed.items()} == {"face": (second, runs[1]), "face-v1": (first, runs[0])}
+    assert first in listed["face-v1"]["preview"] and second in listed["face"]["preview"]
+
+
 def test_a_lora_of_a_sub_folder_is_deleted_by_its_path(client, gallery, host, monkeypatch):
     settings = {"train_data_dir": str(gallery), "name": "face", "lora_rank": 1, "steps": 1}
     folder = host.lora_folders()[0]
