@@ -71,6 +71,10 @@ def load_base(folder: Path, device: torch.device, dtype: torch.dtype, load_in: s
         missing = sorted(loading["missing_keys"])
         raise ValueError(f"the base {folder} lacks {len(missing)} of its weights, such as {missing[0]}; copy the whole folder again")
     model.requires_grad_(False)
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # bitsandbytes else lays 4-bit weights out anew for the first question to a model that is not in training, and that layout has no backward
+            layer.support_avx512bf16_for_cpu = False
     return model if load_in or quantised else model.to(device)
 
 

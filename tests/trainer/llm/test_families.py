@@ -109,6 +109,24 @@ def test_a_base_in_fewer_bits_trains_and_its_weights_stay(config, run_of, base, 
 
 @bits
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
+def test_what_is_asked_before_a_step_changes_no_gradient_in_fewer_bits(world, tmp_path, load_in):
+    """On CPUs with AVX512-BF16 bitsandbytes lays the weights out anew for the first question, and that layout has no backward."""
+    model = load_base(random_base(tmp_path / "wide", world, width=256), torch.device("cpu"), torch.float32, load_in)
+    embedded = model.get_input_embeddings()(torch.tensor([[3, 41, 52, 63]])).requires_grad_()
+
+    def gradient() -> torch.Tensor:
+        model.train()
+        return torch.autograd.grad(model(inputs_embeds=embedded).logits.square().mean(), embedded)[0]
+
+    before = gradient()
+    model.eval()
+    with torch.no_grad():
+        model(inputs_embeds=embedded)
+    assert before.abs().max() > 0 and torch.equal(gradient(), before)
+
+
+@bits
+@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
 def test_the_weights_in_fewer_bits_are_known_before_they_are_loaded(world, tmp_path, load_in):
     base = random_base(tmp_path / "wide", world, width=512)
     model = load_base(base, torch.device("cpu"), torch.float32, load_in)
