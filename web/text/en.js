@@ -34,7 +34,7 @@ export default {
 
   "train.title": "Train a LoRA",
   "train.folder": "Pictures",
-  "train.folderExample": "Full path of a folder, or drop pictures here",
+  "train.folderExample": "A folder, or drop pictures here",
   "train.recent": "Recent:",
   "train.found": ({ n, shown, captions }) => `${shown} ${s(n, "picture", "pictures")}, ${captions} with a caption.`,
   "train.openGallery": "Edit captions",
