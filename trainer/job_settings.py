@@ -99,9 +99,10 @@ def filled_by(given: dict[str, Any], preset: str | None, base: str | None) -> di
     return {name: value for name, value in chosen.items() if given.get(name) is None and name in SETTINGS and name != "steps" and is_set(name, value)}
 
 
-def placed(config: TrainConfig, host: Host, run_folder: Path) -> TrainConfig:
-    """The config with the folders that the server decides on."""
-    return replace(with_tag(config), output_dir=str(run_folder), lora_dir=str(writable_of(host.lora_folders())), cache_dir=str(host.home / "cache"))
+def placed(config: TrainConfig, host: Host, run_folder: Path, lora_folder: Path | None = None) -> TrainConfig:
+    """The config with the folders that the server decides on; `lora_folder` spares the search for one that can be written to."""
+    return replace(with_tag(config), output_dir=str(run_folder), lora_dir=str(lora_folder or writable_of(host.lora_folders())),
+                   cache_dir=str(host.home / "cache"))
 
 
 def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_picture: float | None) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def plan(host: Host, settings: dict[str, Any], preset: str | None, seconds_per_p
     config, warnings = checked_settings(host, settings)
     root = existing_folder(config.train_data_dir)
     unwanted = left_out(root).union(config.leave_out)
-    files = list_files(root, config.masks, folders_apart(placed(config, host, host.home / "jobs")))
+    # what can be written to is found by writing, at which a host reads its LoRA folders anew, and a plan is asked for at each change of the form
+    files = list_files(root, config.masks, folders_apart(placed(config, host, host.home / "jobs", host.lora_folders()[0])))
     pictures = [path for path in files.pictures if relative_name(path, root) not in unwanted]
     warnings += filter(None, [said_apart(files, root)])
     captions = planned_captions(config, tuple(host.model_folders()))

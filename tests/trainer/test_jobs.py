@@ -1,6 +1,7 @@
 """Jobs: the queue, its commands, and what is left of them when the process is killed."""
 import errno
 import json
+import os
 import shutil
 import threading
 import time
@@ -160,6 +161,14 @@ def test_a_plan_counts_no_prior_picture_and_no_picture_of_the_server_itself(jobs
         shutil.copy(root / "my pictures" / name, place)
     told = jobs.plan({**settings, "train_data_dir": str(root), "reg_data_dir": str(root / "reg")}, None)
     assert told["pictures"] == 7 and f"2 pictures in {host.home.name}, reg are left out" in told["warnings"][0]
+
+
+def test_a_plan_writes_nothing_where_a_host_looks_for_loras(jobs, host, settings):
+    folder = host.lora_folders()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder, (1, 1))
+    jobs.plan(settings, None)
+    assert folder.stat().st_mtime == 1, "a host that sees its folder changed reads all of it again"
 
 
 def test_a_plan_tells_of_a_file_that_has_the_name_already(jobs, host, settings):
