@@ -171,14 +171,14 @@ class Registry:
         """
         name = composed(name)
         with self._lock:
-            of_name = re.compile(re.escape(re.sub(r"(-v?\d+)+$", "", _stem(name))) + r"(-v?\d+)*")
+            of_name = re.compile(re.escape(re.sub(r"(-v?\d+)+$", "", stem_of(name))) + r"(-v?\d+)*")
             files: dict[str, Path] = {}
             for path, relative in self._scan((".safetensors",)).items():
                 if of_name.fullmatch(composed(path.stem)):
                     files.setdefault(composed(relative), path)
-            steps = {form: step for form, (lora, step) in self._loras_and_steps(files).items() if step is not None and name in (lora, _stem(lora))}
-            found = {form if "/" in name else _stem(form): files[form] for form in sorted(steps, key=lambda form: (steps[form], form))}
-            if found and name not in files and name not in map(_stem, files):
+            steps = {form: step for form, (lora, step) in self._loras_and_steps(files).items() if step is not None and name in (lora, stem_of(lora))}
+            found = {form if "/" in name else stem_of(form): files[form] for form in sorted(steps, key=lambda form: (steps[form], form))}
+            if found and name not in files and name not in map(stem_of, files):
                 return found
             return {**found, name: self.path(name)}
 
@@ -245,7 +245,8 @@ def walk_once(folders: Iterable[Path]) -> Iterator[tuple[Path, str, list[str], l
             yield folder, root, directories, names
 
 
-def _stem(relative: str) -> str:
+def stem_of(relative: str) -> str:
+    """The last part of a path below a folder, which is written with slashes."""
     return relative.rpartition("/")[2]
 
 

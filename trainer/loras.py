@@ -10,7 +10,7 @@ from typing import Any, Iterable
 
 from .captions.matching import composed
 from .gallery_edit import Occupied, move_file
-from .live import Registry, walk_once
+from .live import Registry, stem_of, walk_once
 from .lora_facts import RUN, loras_and_steps, metadata_of
 
 COMPANIONS = (".preview.png", ".png", ".jpg", ".jpeg", ".webp", ".json", ".txt")
@@ -117,18 +117,14 @@ def _our_files(folders: Iterable[Path]) -> Iterable[LoraFile]:
     belongs = loras_and_steps(ours)
     places: dict[str, set[str]] = defaultdict(set)
     for one in (*(place for place, _ in files), *(lora for lora, _ in belongs.values())):
-        places[_stem(one)].add(one)
+        places[stem_of(one)].add(one)
 
     def shown(place: str) -> str:
-        return place if len(places[_stem(place)]) > 1 else _stem(place)
+        return place if len(places[stem_of(place)]) > 1 else stem_of(place)
 
     for place, path in ours.items():
         lora, step = belongs[place]
         yield LoraFile(path, place, lora, shown(place), shown(lora), step)
-
-
-def _stem(place: str) -> str:
-    return place.rpartition("/")[2]
 
 
 def _files(folders: Iterable[Path]) -> list[tuple[str, Path]]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
-from pathlib import Path
 from urllib.parse import quote
 
 from ..bundle import export_job

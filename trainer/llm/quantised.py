@@ -1,7 +1,6 @@
 """Bases whose weights lie on the disk in few bits (bitsandbytes, GPTQ, AWQ, FP8, ...): whether they can be trained here, and how large they are."""
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
