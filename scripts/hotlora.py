@@ -14,13 +14,13 @@ def _extension():
         module = util.module_from_spec(spec)
         sys.modules["hotlora"] = module
         spec.loader.exec_module(module)
-    # loaded, not only there: a change from a fork to the webui in the same folder can leave the package's folder behind
-    if "modules_forge" in sys.modules:
-        from hotlora.trainer.hosts import webui_fork as extension
-    else:
-        from hotlora.trainer.hosts import webui_extension as extension
+    from hotlora.trainer.hosts import webui_fork
 
-    return extension
+    if webui_fork.is_one():
+        return webui_fork
+    from hotlora.trainer.hosts import webui_extension
+
+    return webui_extension
 
 
 _extension().register()

@@ -187,16 +187,22 @@ def live_peak(device: torch.device, work: Callable[[], Any]) -> int:
         work()
         synchronize(device)
         return kind.max_memory_allocated(device) - held_of(device)
-    tracker = _LiveBytes(device) if _storages_are_objects() else _SavedBytes()
+    tracker = _LiveBytes(device) if _can_watch_storages() else _SavedBytes()
     with tracker.watching():
         work()
     return tracker.peak - tracker.now
 
 
-def _storages_are_objects() -> bool:
-    """Whether a storage is one Python object for as long as it lives, so that its end can be watched; not so in torch 2.1."""
-    x = torch.empty(1)
-    return x.untyped_storage() is x.untyped_storage()
+def _can_watch_storages() -> bool:
+    """Whether a storage is one Python object for as long as it lives, so that its end can be watched, and a host's tensors can be used
+    meanwhile: in torch 2.1 it is not, and until some version after 2.3 `data` of an inference tensor fails."""
+    with torch.inference_mode():
+        x = torch.empty(1)
+    try:
+        with _LiveBytes(x.device):
+            return x.untyped_storage() is x.data.untyped_storage() is x.untyped_storage()
+    except RuntimeError:
+        return False
 
 
 class _LiveBytes(TorchDispatchMode):
@@ -238,7 +244,7 @@ class _LiveBytes(TorchDispatchMode):
 
 
 class _SavedBytes:
-    """In torch 2.1, where storages cannot be watched: the bytes that a forward saves for its backward, which are most of its peak."""
+    """In older torch, where storages cannot be watched: the bytes that a forward saves for its backward, which are most of its peak."""
 
     def __init__(self) -> None:
         self.peak, self.now, self._seen = 0, 0, {}

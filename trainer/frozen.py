@@ -50,8 +50,15 @@ def safe_attention(x: torch.Tensor):
 
 def alias(x: torch.Tensor) -> torch.Tensor:
     """A normal tensor over the same memory as `x`; `x` itself unless it is an inference tensor."""
-    if not x.is_inference():
-        return x
+    return _over_same_memory(x) if x.is_inference() else x
+
+
+def no_view(x: torch.Tensor) -> torch.Tensor:
+    """`x` as the result of a custom operation: hosts add to it in place, which autograd refuses for a view, as a product with a bias is."""
+    return _over_same_memory(x) if x._is_view() else x
+
+
+def _over_same_memory(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
 
 
@@ -82,7 +89,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, held):
         ctx.held = held
-        return F.linear(x, cast(held[0], x), cast(held[1], x))
+        return no_view(F.linear(x, cast(held[0], x), cast(held[1], x)))
 
     @staticmethod
     @once_differentiable
@@ -135,6 +142,11 @@ def is_conv2d(module: nn.Module) -> bool:
             and len(getattr(module, "kernel_size", ())) == 2 and not getattr(module, "transposed", False))
 
 
+def is_usual_conv2d(module: nn.Module) -> bool:
+    """Whether a module is a 2D convolution with what `frozen_conv2d` knows of geometry."""
+    return is_conv2d(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
 def has_plain_weight(module: nn.Module) -> bool:
     """Whether the weight is an ordinary floating tensor of the expected number of sides: not packed, quantized or absent."""
     weight = module.weight
@@ -165,8 +177,21 @@ class FrozenForward:
             return False
         if type(module).forward is nn.Linear.forward:
             return has_plain_weight(module)
-        return (type(module).forward is nn.Conv2d.forward and has_plain_weight(module)
-                and module.padding_mode == "zeros" and not isinstance(module.padding, str))
+        return type(module).forward is nn.Conv2d.forward and has_plain_weight(module) and is_usual_conv2d(module)
+
+
+class HalfNorm:
+    """Forward of a norm whose weights are in half precision or on another device: computed in float32, given back in the dtype of its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        module = self.module
+        weight, bias = (None if p is None else p.to(x.device, torch.float32) for p in (module.weight, module.bias))
+        if isinstance(module, nn.GroupNorm):
+            return F.group_norm(x.float(), module.num_groups, weight, bias, module.eps).to(x.dtype)
+        return F.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps).to(x.dtype)
 
 
 def frozen_forward(module: nn.Module) -> FrozenForward | None:

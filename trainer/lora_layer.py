@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .frozen import alias, cast, compute_dtype, conv2d_input, frozen_conv2d, frozen_linear, has_plain_weight, is_linear, without_autocast
+from .frozen import alias, cast, compute_dtype, conv2d_input, frozen_conv2d, frozen_linear, has_plain_weight, is_linear, no_view, without_autocast
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -33,7 +33,7 @@ class _LoRALinear(torch.autograd.Function):
             y_NO = F.linear(x, cast(held[0], x), cast(held[1], x)).view(-1, up.shape[0]).addmm_(h_NR, up.t(), alpha=scale)
         ctx.scale, ctx.held = scale, held
         ctx.save_for_backward(x, h_NR, down, up)
-        return y_NO.view(*x.shape[:-1], up.shape[0])
+        return no_view(y_NO.view(*x.shape[:-1], up.shape[0]))
 
     @staticmethod
     @once_differentiable

@@ -65,9 +65,11 @@ class WebuiServer:
     `settings` is what the user would choose on the Settings page; `links` are further extensions by name.
     """
 
+    HOST, FLAGS, PROBE = "WEBUI", FLAGS, "/sdapi/v1/cmd-flags"
+
     def __init__(self, base: Path, *arguments: str, extensions: bool = True, links: dict[str, Path] | None = None,
                  settings: dict | None = None, login: tuple[str, str] | None = None) -> None:
-        self.folder, self.python = host("WEBUI")
+        self.folder, self.python = host(self.HOST)
         self.base, self.arguments, self.login = base, arguments, login
         for name in ("extensions", "models/Stable-diffusion", "models/Lora", "tmp"):
             (base / name).mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ class WebuiServer:
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", port))
             self.port = free.getsockname()[1]
-        command = [str(self.python), "launch.py", *FLAGS, "--port", str(self.port), "--data-dir", str(self.base), *self.arguments]
+        command = [str(self.python), "launch.py", *self.FLAGS, "--port", str(self.port), "--data-dir", str(self.base), *self.arguments]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(self.base / "huggingface"), "PYTHONDONTWRITEBYTECODE": "1",
                        "PYTHONUNBUFFERED": "1", "GRADIO_ANALYTICS_ENABLED": "False", "TMPDIR": str(self.base / "tmp"), "no_proxy": "127.0.0.1,localhost"}
         for name in ("PYTHONPATH", "COMMANDLINE_ARGS"):
@@ -109,7 +111,7 @@ class WebuiServer:
             try:
                 # routes come one after the other, and the last ones are there when this line is
                 if b"Startup time:" in self.log.read_bytes()[begun:]:
-                    self.get("/sdapi/v1/cmd-flags")
+                    self.get(self.PROBE)
                     return self
             except (OSError, ValueError):
                 pass
@@ -123,7 +125,8 @@ class WebuiServer:
         """
         config, begun = self.get("/config"), self.log.stat().st_size
         [button] = [part["id"] for part in config["components"] if part["props"].get("elem_id") == "settings_restart_gradio"]
-        [number] = [i for i, one in enumerate(config["dependencies"]) if button in one["targets"] and one["backend_fn"]]
+        # gradio 4 writes beside the target what happens to it
+        [number] = [i for i, one in enumerate(config["dependencies"]) if one["backend_fn"] and button in (x[0] if isinstance(x, list) else x for x in one["targets"])]
         self.post("/run/predict", {"fn_index": number, "data": [], "session_hash": "test"})
         until = time.monotonic() + timeout
         while b"Startup time:" not in self.log.read_bytes()[begun:]:

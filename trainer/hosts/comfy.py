@@ -17,6 +17,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from PIL import Image
 from torch import nn
 
+from .attributes import set_for_now
 from .comfy_layers import check_trainable, comfy_forward, keeps_its_tensors
 from .fingerprint import fingerprint
 from ..backend import SampleRequest, repeat_text, stack_text
@@ -201,7 +202,7 @@ class ComfyBackend:
             mm.load_models_gpu([self.model], memory_required=NATIVE_STEP_BYTES + self._streamed_bytes)
         check_trainable(self.unet, self.device)
         with ExitStack() as stack:
-            _set(stack, mm, "in_training", True)
+            set_for_now(stack, mm, "in_training", True)
             stack.enter_context(layers_finish())
             stack.enter_context(plain_tensors(self.unet, keeps_its_tensors))
             self._taken = stack.pop_all()
@@ -308,19 +309,12 @@ class ComfyBackend:
 def layers_finish() -> Iterator[None]:
     """Every layer of ComfyUI looks for the cancel button and raises in the middle of its work; a session stops after the step instead."""
     with ExitStack() as stack:
-        _set(stack, comfy.ops, "run_every_op", _do_nothing)
+        set_for_now(stack, comfy.ops, "run_every_op", _do_nothing)
         yield
 
 
 def _do_nothing() -> None:
     pass
-
-
-def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of the host until the stack closes; one that this version does not have is left alone."""
-    if hasattr(owner, name):
-        stack.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)
 
 
 def _attention(chosen, *args, **kwargs):

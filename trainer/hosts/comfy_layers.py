@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ..frozen import FrozenForward, compute_dtype, conv2d_input, frozen_forward, has_plain_weight, is_conv2d, is_linear
+from ..frozen import FrozenForward, compute_dtype, conv2d_input, frozen_forward, has_plain_weight, is_linear, is_usual_conv2d, no_view
 
 
 @contextmanager
@@ -44,7 +44,7 @@ class _HostLinear(torch.autograd.Function):
     def forward(ctx, x, module):
         ctx.module = module
         with handed_out(module, x) as (weight, bias):
-            return F.linear(x, weight, bias)
+            return no_view(F.linear(x, weight, bias))
 
     @staticmethod
     @once_differentiable
@@ -132,7 +132,7 @@ def comfy_forward(module: nn.Module) -> Callable | None:
         return frozen_forward(module)
     if type(module).forward.__module__ != comfy.ops.__name__:
         return None
-    if is_linear(module) or _is_usual_conv(module):
+    if is_linear(module) or is_usual_conv2d(module):
         return HostForward(module)
     return HostNorm(module) if isinstance(module, NORMS) else None
 
@@ -152,7 +152,3 @@ def check_trainable(model: nn.Module, device: torch.device | None = None) -> Non
         if is_lent(module, device) and not isinstance(module, nn.Embedding) and comfy_forward(module) is None:
             raise ValueError(f"the layer {path} ({type(module).__name__}) is quantized or streamed from memory, which training cannot do for this kind "
                              "of layer; start ComfyUI without --lowvram and --novram, or use another version of this model")
-
-
-def _is_usual_conv(module: nn.Module) -> bool:
-    return is_conv2d(module) and module.padding_mode == "zeros" and not isinstance(module.padding, str)

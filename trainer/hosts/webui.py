@@ -7,19 +7,17 @@ from typing import Any, Iterator
 import ldm.modules.distributions.distributions
 import sgm.modules.distributions.distributions
 import torch
-from modules import devices, lowvram, prompt_parser, sd_hijack, sd_models, shared
+from modules import devices, lowvram, prompt_parser, sd_hijack, shared
 from PIL import Image
 from torch import nn
 
 from .fingerprint import fingerprint
-from .webui_drawing import draw
-from .webui_state import (attention_with_backward, no_checkpointing, own_unet, pin_unet, plain_captions, queue, webui_forward,
-                          whole_attention, without_loras)
-from ..backend import BaseChanged, SampleRequest, repeat_text
+from .webui_model import WebuiModel, plain_captions
+from .webui_queue import queue
+from .webui_state import attention_with_backward, no_checkpointing, own_unet, pin_unet, webui_forward, whole_attention, without_loras
+from ..backend import BaseChanged, SampleRequest
 from ..checkpointing import set_checkpointing
 from ..frozen import frozen_forwards, plain_tensors
-from ..lora_keys import diffusers_path, layout_of
-from ..objective import Prediction
 
 POSTERIORS = (ldm.modules.distributions.distributions.DiagonalGaussianDistribution,
               sgm.modules.distributions.distributions.DiagonalGaussianDistribution)
@@ -27,38 +25,22 @@ SIZES = {"original_size_as_tuple": (0, 1), "crop_coords_top_left": (2, 3), "targ
 """Inputs of SDXL's conditioner, and where they are in (original height, width, crop top, left, target height, width)."""
 
 
-class WebuiBackend:
+class WebuiBackend(WebuiModel):
     """The checkpoint that the webui holds when this is made; see `trainer.backend.Backend` for what each member means.
 
-    The model object is looked up anew each time: the webui may have loaded the same file again. Raises ValueError when there is
-    no checkpoint, or one that cannot be trained. `prediction` is "auto", "eps" or "v".
+    Raises ValueError when there is no checkpoint, or one that cannot be trained. `prediction` is "auto", "eps" or "v".
     """
 
-    size_step = 64
-    latent_factor = 8
+    _offloading = False
 
     def __init__(self, prediction: str = "auto") -> None:
         with queue.held():
             model = shared.sd_model
-        self.family = family_of(model)
-        info = model.sd_checkpoint_info
-        self.name, self._file = info.name_for_extra, (info.filename, info.sha256)
-        self.device: torch.device = torch.device(devices.device)
-        self.dtype: torch.dtype = next(model.model.diffusion_model.parameters()).dtype
-        kind = model.parameterization if prediction == "auto" else prediction
+        family = family_of(model)
         table = getattr(model, "alphas_cumprod_original", model.alphas_cumprod)
-        self.prediction = Prediction(kind, table.detach().float().cpu().clone())
-        self.resolution = {"sd15": 512, "sd2": 768 if kind == "v" else 512, "sdxl": 1024}[self.family]
-        self.latent_channels: int = model.model.diffusion_model.out_channels
-        self.default_guidance = 7.0
-        self.file_hash: str = info.sha256 or ""
+        super().__init__(family, model.parameterization if prediction == "auto" else prediction, table,
+                         next(model.model.diffusion_model.parameters()).dtype)
         self.base_hash: str = self.file_hash or fingerprint(model.model.diffusion_model)
-        self._layout = layout_of(path for path, _ in model.model.diffusion_model.named_modules())
-        self._checkpointing = self._offloading = self._borrowed = False
-
-    @property
-    def model(self) -> Any:
-        return sd_models.model_data.sd_model
 
     @property
     def unet(self) -> nn.Module:
@@ -104,18 +86,11 @@ class WebuiBackend:
             conds = [{**cond, "pooled_BD": row["vector"][0, :width].float()} for cond, row in zip(conds, rows)]
         return self.batch_text(conds)
 
-    def batch_text(self, rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """The webui itself fills up shorter texts with empty ones, which changes what they say; a picture is drawn with one text alone."""
-        return repeat_text(rows)
-
     def token_count(self, caption: str) -> tuple[int, int]:
         """The webui encodes captions of any length in pieces, so what fits is all of it."""
         with plain_captions():
             count = sd_hijack.model_hijack.get_prompt_lengths(caption)[0] + 2
         return count, count
-
-    def components(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet}
 
     def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor], size_B6: torch.Tensor) -> torch.Tensor:
         assert self._borrowed, "predict outside of borrow()"
@@ -147,43 +122,17 @@ class WebuiBackend:
                 self._borrowed = False
 
     def _check_base(self) -> None:
-        model = self.model
-        if model is None:
-            raise BaseChanged(f"the webui holds no checkpoint any more, and this run trains on {self.name}; choose it again, then resume")
-        info = model.sd_checkpoint_info
-        if (info.filename, info.sha256) != self._file:
-            raise BaseChanged(f"the webui has loaded {info.name_for_extra}, and this run trains on {self.name}; choose that one again, then resume")
-        if self.device.type != "cpu" and not lowvram.is_enabled(model) and next(self.unet.parameters()).device.type == "cpu":
+        super()._check_base()
+        if self.device.type != "cpu" and not lowvram.is_enabled(self.model) and next(self.unet.parameters()).device.type == "cpu":
             raise BaseChanged(f"the checkpoint {self.name} was unloaded from the GPU; load it again in Settings, Actions, then resume")
 
-    def set_checkpointing(self, on: bool) -> None:
-        self._checkpointing = on
-        if self._borrowed:
-            set_checkpointing(self.unet, on)
-
-    def lora_key(self, component: str, path: str) -> str:
-        """As kohya's sd-scripts names them: SD 1.x and 2.x in diffusers' spelling, SDXL in the model's own."""
-        if self.family != "sdxl":
-            path = diffusers_path(path, self._layout)
-        return f"lora_{component}_{path.replace('.', '_')}"
-
     def sample(self, request: SampleRequest) -> list[Image.Image]:
-        """Draw with the host's own sampler (Euler) and whatever adapter is attached; prompts are what one types in txt2img, without tags."""
+        """Draw with the host's own sampler and whatever adapter is attached."""
         assert self._borrowed, "sample outside of borrow()"
         self._bring_back(self.model.first_stage_model, self.model.cond_stage_model)
-        guidance = self.default_guidance if request.guidance is None else request.guidance
-        width, height = request.width or self.resolution, request.height or self.resolution
-        pictures = [draw(self.model, request, i, guidance, width, height, self.latent_channels, self.prediction.kind)
-                    for i in range(len(request.prompts)) if not request.cancelled()]
+        pictures = self._draw(request, self.model, "parameterization", self.prediction.kind)
         self._send_away()
-        return [picture for picture in pictures if picture is not None]
-
-    def interrupted(self) -> bool:
-        """The webui's Interrupt button is about the picture being drawn; a run is stopped on HotLoRA's own page."""
-        return False
-
-    def wanted(self) -> bool:
-        return queue.wanted()
+        return pictures
 
     def offload_encoders(self) -> None:
         """With --medvram the host does so by itself; else they are moved away while the model is borrowed."""
@@ -202,21 +151,6 @@ class WebuiBackend:
         if self._offloading and not lowvram.is_enabled(self.model):
             for module in modules:
                 module.to(self.device)
-
-    def offload_denoiser(self) -> bool:
-        """With --medvram the host does so by itself."""
-        return False
-
-    def stream_weights(self, share: float) -> bool:
-        """The host's mode for it is --lowvram, which can only be chosen when it starts."""
-        return False
-
-    def host_needs(self) -> int:
-        """A picture is drawn while a run waits, when what a step takes is free again."""
-        return 0
-
-    def free_memory(self) -> None:
-        devices.torch_gc()
 
 
 def family_of(model: Any) -> str:

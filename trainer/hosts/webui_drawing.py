@@ -28,9 +28,9 @@ class _Noise:
 
 
 def draw(model: Any, request: SampleRequest, number: int, guidance: float, width: int, height: int, channels: int,
-         prediction: str) -> Image.Image | None:
+         prediction: tuple[Any, str, str]) -> Image.Image | None:
     """Picture `number` of the request, of the model as it is now; None when it is cancelled. The host's state of its own job is what
-    it was, before and after."""
+    it was, before and after. `prediction` is the host's object that knows what the model predicts, its attribute for that, and the value."""
     negative, seed, steps = request.negative, request.seed_of(number), request.steps
     text, _ = extra_networks.parse_prompts([request.prompts[number]])
 
@@ -48,7 +48,8 @@ def draw(model: Any, request: SampleRequest, number: int, guidance: float, width
         _keep(stack, shared.state, interrupted=False, skipped=False, stopping_generation=False)
         _keep(stack, shared.state, **{name: getattr(shared.state, name) for name in PROGRESS})
         _keep(stack, shared.total_tqdm, update=step_taken)
-        _keep(stack, model, parameterization=prediction)
+        owner, name, value = prediction
+        _keep(stack, owner, **{name: value})
         stack.callback(setattr, k_diffusion.sampling, "torch", k_diffusion.sampling.torch)
         with devices.autocast():
             size = {"width": width, "height": height}

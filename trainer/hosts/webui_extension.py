@@ -1,9 +1,10 @@
-"""HotLoRA as an extension of stable-diffusion-webui: the tab, the settings and the routes.
+"""HotLoRA as an extension of stable-diffusion-webui and of Forge: the tab, the settings and the routes.
 
 The webui forgets all callbacks and runs its scripts anew when its UI is reloaded; host, jobs and a running training stay.
 """
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import gradio as gr
 from modules import script_callbacks, shared
 
 from .fastapi_routes import register as register_routes, webui_login
-from .webui_host import WebuiHost
+from .webui_folders import WebuiFolders
 from ..api import Api, Policy
 from ..api.guard import loopback_names
 from ..jobs import JobQueue
@@ -29,8 +30,13 @@ def register() -> None:
 
 
 @lru_cache
-def host() -> WebuiHost:
-    return WebuiHost()
+def host() -> WebuiFolders:
+    if "modules_forge" in sys.modules:
+        from .forge_host import ForgeHost as Host
+    else:
+        from .webui_host import WebuiHost as Host
+
+    return Host()
 
 
 @lru_cache

@@ -1,7 +1,8 @@
-"""HotLoRA in Forge, reForge and their kind, which load models and LoRAs their own way: a tab that says where to train instead."""
+"""HotLoRA in reForge and other forks that load models and LoRAs in a way of their own: a tab that says where to train instead."""
 from __future__ import annotations
 
 import html
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from modules.paths_internal import models_path
 
 TITLE, TAB = "HotLoRA", "hotlora"
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def is_one() -> bool:
+    """Whether HotLoRA runs in such a fork. In Forge itself it trains."""
+    # loaded, not only there: a change from a fork to the webui in the same folder can leave the package's folder behind
+    if "modules_forge" not in sys.modules:
+        return False
+    try:
+        from . import forge  # noqa: F401
+    except ImportError:
+        return True
+    return False
 
 
 def register() -> None:
@@ -26,10 +39,10 @@ def sentences() -> dict[str, str]:
     loras = getattr(shared.cmd_opts, "lora_dir", None) or Path(models_path) / "Lora"
     command = f'python train.py ui --base "{checkpoints}"'
     return {
-        "en": "it trains inside stable-diffusion-webui 1.10, and not inside Forge, reForge or another fork of it, which keep models and LoRAs their own way. Train on "
+        "en": "it trains inside stable-diffusion-webui 1.10 and Forge, and not inside reForge or another fork of them, which keep models and LoRAs their own way. Train on "
               f"the same checkpoint file on HotLoRA's own page: {command} in {ROOT}, with Python packages of its own (README.md says how). The LoRA file that it writes into "
               f"its output/loras works here as any other once it lies in {loras}.",
-        "zh": "HotLoRA 在 stable-diffusion-webui 1.10 里训练，不能在 Forge、reForge 等分支里训练，因为它们以自己的方式保存模型和 LoRA。请在 HotLoRA 自己的页面上用同一个检查点文件训练："
+        "zh": "HotLoRA 在 stable-diffusion-webui 1.10 和 Forge 里训练，不能在 reForge 等其他分支里训练，因为它们以自己的方式保存模型和 LoRA。请在 HotLoRA 自己的页面上用同一个检查点文件训练："
               f"在 {ROOT} 里运行 {command}（使用单独的 Python 环境，见 README.zh-CN.md）。写在 output/loras 里的 LoRA 文件放进 {loras} 后，在这里和其他 LoRA 一样使用。"}
 
 

@@ -4,40 +4,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Callable, TypeVar
 
-import torch
-from modules import devices, sd_models, shared
-from modules.paths_internal import data_path, models_path
+from modules import sd_models, shared
 
 from . import webui_loras
 from .webui import WebuiBackend, family_of
+from .webui_folders import WebuiFolders
+from .webui_folders import WebuiFolders
+from .webui_state import forget_network, lora_extension
 from ..backend import Backend
 from ..config import TrainConfig
 
 T = TypeVar("T")
 
 
-class WebuiHost:
+class WebuiHost(WebuiFolders):
     """See `trainer.host.Host`. Runs train on whatever checkpoint is loaded when they begin."""
-
-    name = "webui"
-    token_limit = None  # longer captions are encoded in pieces
-
-    def __init__(self) -> None:
-        self.home = Path(data_path).resolve() / "hotlora"
-
-    @property
-    def gallery_roots(self) -> list[Path] | None:
-        """Any folder for who sits at this machine; those of the settings where others on the network reach the webui."""
-        if not shared.cmd_opts.webui_is_non_local:
-            return None
-        return [Path(line.strip()) for line in getattr(shared.opts, "hotlora_gallery_roots", "").splitlines() if line.strip()]
-
-    def lora_folders(self) -> list[Path]:
-        folders = [shared.cmd_opts.lora_dir, getattr(shared.cmd_opts, "lyco_dir_backcompat", None)]
-        return [Path(folder) for folder in dict.fromkeys(folders) if folder]
-
-    def model_folders(self) -> list[Path]:
-        return [Path(models_path)]
 
     def base(self) -> dict | None:
         model = sd_models.model_data.sd_model
@@ -49,18 +30,12 @@ class WebuiHost:
             family = "unknown"
         return {"name": model.sd_checkpoint_info.name_for_extra, "family": family}
 
-    def bases(self) -> list[str]:
-        return []
-
     def base_files(self, base_model: str) -> list[Path]:
         model = sd_models.model_data.sd_model
         return [] if model is None or not Path(model.sd_checkpoint_info.filename).is_file() else [Path(model.sd_checkpoint_info.filename)]
 
     def family(self, base_model: str) -> str | None:
         return (self.base() or {}).get("family")
-
-    def device(self) -> torch.device:
-        return torch.device(devices.device)
 
     def can_train(self) -> str:
         model = sd_models.model_data.sd_model
@@ -76,7 +51,7 @@ class WebuiHost:
         return work(WebuiBackend(getattr(shared.opts, "hotlora_prediction", "auto")))
 
     def lora_written(self, name: str, path: Path) -> None:
-        webui_loras.add(name, path)
+        webui_loras.add(lora_extension(), forget_network, name, path)
 
     def lora_removed(self, name: str) -> None:
-        webui_loras.remove(name)
+        webui_loras.remove(lora_extension(), forget_network, name)

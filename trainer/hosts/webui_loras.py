@@ -1,24 +1,26 @@
-"""LoRA files and the webui's own Lora extension: a file that was just written works in the next prompt."""
+"""LoRA files and the Lora extension of stable-diffusion-webui and of Forge: a file that was just written works in the next prompt.
+
+`networks` is that extension's module, None where it is switched off. `forget` drops what the host has loaded from a file.
+"""
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from modules import cache, processing
 
-from .webui_state import forget_network, lora_extension, queue
+from .webui_queue import queue
 
 
-def add(name: str, path: Path) -> None:
+def add(networks: Any, forget: Callable[[str], None], name: str, path: Path) -> None:
     """Have the next prompt that names the LoRA read this file, whatever the host has kept under the name."""
+    if networks is None:
+        return
     with queue.held():
-        networks = lora_extension()
-        if networks is None:
-            return
         _forget_cached(name)
         entry = sys.modules["network"].NetworkOnDisk(name, str(path))
-        forget_network(entry.filename)
+        forget(entry.filename)
         networks.available_networks[name] = entry
         networks.available_network_aliases[name] = entry
         taken = networks.available_network_aliases.get(entry.alias)
@@ -29,17 +31,16 @@ def add(name: str, path: Path) -> None:
         _forget_texts()
 
 
-def remove(name: str) -> None:
+def remove(networks: Any, forget: Callable[[str], None], name: str) -> None:
     """The file of a LoRA is gone; a prompt that names it is told so."""
     with queue.held():
-        networks = lora_extension()
         entry = networks.available_networks.pop(name, None) if networks else None
         if entry is None:
             return
         aliases = networks.available_network_aliases
         for alias in [alias for alias, other in aliases.items() if other is entry]:
             aliases.pop(alias)
-        forget_network(entry.filename)
+        forget(entry.filename)
         _forget_texts()
 
 

@@ -5,73 +5,17 @@ All of it is entered with the host's queue held, so that no picture is drawn mea
 from __future__ import annotations
 
 import sys
-import threading
-import time
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
 import ldm.modules.attention
 import sgm.modules.attention
 import torch
-import torch.nn.functional as F
-from modules import call_queue, lowvram, sd_hijack_optimizations, sd_models, sd_unet, shared
+from modules import lowvram, sd_hijack_optimizations, sd_models, sd_unet, shared
 from torch import nn
 
-from ..frozen import frozen_forward, safe_attention
-
-SLICE_SECONDS, SLICE_STEPS = 5.0, 2
-"""Where the host's lock does not tell who waits for it, it is given up this often."""
-HANDOVER_SECONDS = 1.0
-
-
-class HostQueue:
-    """The lock that the host holds while it draws: first come, first served. The thread that holds it may take it again."""
-
-    def __init__(self) -> None:
-        self._owner: int | None = None
-        self._asked, self._since = 0, 0.0
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        if self._owner == threading.get_ident():
-            yield
-            return
-        call_queue.queue_lock.acquire()
-        self._owner, self._asked, self._since = threading.get_ident(), 0, time.monotonic()
-        try:
-            yield
-        finally:
-            waiting = self._waiting()
-            self._owner = None
-            call_queue.queue_lock.release()
-            self._hand_over(waiting)
-
-    def wanted(self) -> bool:
-        """Whether somebody waits. Now and then also when that cannot be known."""
-        self._asked += 1
-        waiting = self._waiting()
-        if waiting is None:
-            return self._asked >= SLICE_STEPS or time.monotonic() - self._since > SLICE_SECONDS
-        # whoever was called up, but found the lock taken again by another, is in no list
-        return waiting > 0 or time.monotonic() - self._since > SLICE_SECONDS
-
-    def _waiting(self) -> int | None:
-        pending = getattr(call_queue.queue_lock, "_pending_threads", None)
-        return None if pending is None else len(pending)
-
-    def _hand_over(self, waiting: int | None) -> None:
-        """Wait until the one whose turn it is has taken the lock: `acquire` would overtake it while it wakes up."""
-        lock = getattr(call_queue.queue_lock, "_lock", call_queue.queue_lock)
-        if not hasattr(lock, "locked"):
-            time.sleep(0.02)
-            return
-        until = time.monotonic() + (HANDOVER_SECONDS if waiting else 0.02 if waiting is None else 0.002)
-        while time.monotonic() < until and not lock.locked():
-            time.sleep(0.001)
-
-
-queue = HostQueue()
-
+from .attributes import set_for_now
+from ..frozen import HalfNorm, frozen_forward, safe_attention
 
 def lora_extension() -> Any | None:
     """The module of the host's own Lora extension; None where it is switched off or another module has its name."""
@@ -136,8 +80,8 @@ def attention_with_backward() -> Iterator[None]:
     classes = (ldm.modules.attention.CrossAttention, sgm.modules.attention.CrossAttention)
     with ExitStack() as stack:
         for kind in classes:
-            _set(stack, kind, "forward", _attention)
-        _set(stack, shared, "loaded_hypernetworks", [])
+            set_for_now(stack, kind, "forward", _attention)
+        set_for_now(stack, shared, "loaded_hypernetworks", [])
         yield
 
 
@@ -158,8 +102,8 @@ def whole_attention(model: Any) -> Iterator[None]:
         for part in model.model.modules():
             tiling = part.__dict__.get("__webui_hypertile_params")
             if tiling is not None:
-                _set(stack, tiling, "enabled", False)
-                _set(stack, tiling, "forward", type(part).forward.__get__(part))
+                set_for_now(stack, tiling, "enabled", False)
+                set_for_now(stack, tiling, "forward", type(part).forward.__get__(part))
         yield
 
 
@@ -184,19 +128,7 @@ def no_checkpointing(unet: nn.Module) -> Iterator[None]:
         for part in unet.modules():
             for name in ("checkpoint", "use_checkpoint"):
                 if part.__dict__.get(name) is True:
-                    _set(stack, part, name, False)
-        yield
-
-
-@contextmanager
-def plain_captions() -> Iterator[None]:
-    """Captions are texts: parentheses are parentheses, and no word is a command."""
-    with ExitStack() as stack:
-        for name, value in (("emphasis", "None"), ("enable_emphasis", False)):
-            if name in getattr(shared.opts, "data_labels", {}):
-                had, before = name in shared.opts.data, shared.opts.data.get(name)
-                stack.callback(shared.opts.data.__setitem__ if had else lambda key, _: shared.opts.data.pop(key, None), name, before)
-                shared.opts.data[name] = value
+                    set_for_now(stack, part, name, False)
         yield
 
 
@@ -207,29 +139,8 @@ def pin_unet(model: Any, device: torch.device) -> None:
             hook(model.model, None)
 
 
-class HalfNorm:
-    """Forward of a norm whose weights are in half precision: computed in float32, given back in the dtype of its input."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        module = self.module
-        weight, bias = (None if p is None else p.float() for p in (module.weight, module.bias))
-        if isinstance(module, nn.GroupNorm):
-            return F.group_norm(x.float(), module.num_groups, weight, bias, module.eps).to(x.dtype)
-        return F.layer_norm(x.float(), module.normalized_shape, weight, bias, module.eps).to(x.dtype)
-
-
 def webui_forward(module: nn.Module):
     """What is put over a layer while it is trained; None for one that is left as it is."""
     if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None and module.weight.dtype != torch.float32:
         return HalfNorm(module)
     return frozen_forward(module)
-
-
-def _set(stack: ExitStack, owner: Any, name: str, value: Any) -> None:
-    """Set an attribute of the host until the stack closes; one that this version does not have is left alone."""
-    if hasattr(owner, name):
-        stack.callback(setattr, owner, name, getattr(owner, name))
-        setattr(owner, name, value)

@@ -8,6 +8,7 @@ from PIL import Image
 from hotlora.trainer.demo.run_demo import GALLERY_DIR, run_demo, write_gallery
 
 
+@pytest.mark.slow
 def test_the_demo_learns_the_mascot_and_forgets_nothing(tmp_path):
     pytest.importorskip("diffusers", reason="the embedded base needs diffusers, which hosts may lack")
     result = run_demo(tmp_path / "demo")

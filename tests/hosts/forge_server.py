@@ -1,0 +1,25 @@
+"""A real Forge on the CPU with this checkout among its extensions, driven over HTTP as the webui is."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from hotlora.tests.hosts.webui_server import WebuiServer, shapes_of_both_hosts
+from hotlora.tests.random_models import write_checkpoint
+
+
+class ForgeServer(WebuiServer):
+    """See `WebuiServer`."""
+
+    HOST, PROBE = "FORGE", "/sdapi/v1/samplers"
+    FLAGS = ("--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --always-cpu --api "
+             "--disable-console-progressbars").split()
+
+
+def write_model(base: Path, name: str = "random.safetensors", shapes: dict | None = None, dtype: torch.dtype = torch.float16, **options) -> str:
+    """A checkpoint of random weights. Forge has the tokenizers, and knows text encoders and autoencoders in their full size alone."""
+    path = base / "models" / "Stable-diffusion" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(path, shapes or shapes_of_both_hosts(), dtype, **options)
+    return name
