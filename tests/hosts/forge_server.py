@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from hotlora.tests.hosts.places import host
 from hotlora.tests.hosts.webui_server import WebuiServer, shapes_of_both_hosts
 from hotlora.tests.random_models import write_checkpoint
 
@@ -15,6 +16,10 @@ class ForgeServer(WebuiServer):
     HOST, PROBE = "FORGE", "/sdapi/v1/samplers"
     FLAGS = ("--skip-prepare-environment --skip-python-version-check --skip-torch-cuda-test --always-cpu --api "
              "--disable-console-progressbars").split()
+
+    def __init__(self, base: Path, *arguments: str, **options) -> None:
+        # Forge gives its own scripts to the browser from its data folder alone
+        super().__init__(base, "--gradio-allowed-path", str(host(self.HOST)[0]), *arguments, **options)
 
 
 def write_model(base: Path, name: str = "random.safetensors", shapes: dict | None = None, dtype: torch.dtype = torch.float16, **options) -> str:

@@ -8,11 +8,11 @@ import torch
 
 from hotlora.trainer import footprint as footprint_module
 from hotlora.trainer.estimate import measure_ahead
-from hotlora.trainer.footprint import Footprint, _LiveBytes, _storages_are_objects, measure, state_bytes
+from hotlora.trainer.footprint import Footprint, _LiveBytes, _can_watch_storages, measure, state_bytes
 from hotlora.trainer.session import Listener
 
 CPU = torch.device("cpu")
-exact = pytest.mark.skipif(not _storages_are_objects(), reason="this torch cannot watch storages, and on a CPU what a step keeps is all that is counted")
+exact = pytest.mark.skipif(not _can_watch_storages(), reason="this torch cannot watch storages, and on a CPU what a step keeps is all that is counted")
 
 
 class Watch(Listener):
@@ -127,7 +127,7 @@ def test_before_anything_is_prepared_the_same_is_said(session_of, light):
     assert not told and 0 < of_step < 60 and of_preview == 0
     *_, of_preview = measure_ahead(session_of(light, output_dir=light.output_dir + "3", preview_steps=4), told.append)
     assert of_preview > of_step, "25 times a forward"
-    assert ahead.training == pytest.approx(there.training, rel=0.05) and (ahead.encoding > 0 or not _storages_are_objects())
+    assert ahead.training == pytest.approx(there.training, rel=0.05) and (ahead.encoding > 0 or not _can_watch_storages())
 
 
 @pytest.mark.parametrize("free, verdict", [
