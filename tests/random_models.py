@@ -64,6 +64,14 @@ def checkpoint_weights(shapes: dict, seed: int = 0) -> Weights:
     return builder.weights
 
 
+def vega_weights() -> Weights:
+    """An SDXL of Segmind-Vega's shape, the smallest that ComfyUI and Forge know: fewer transformer blocks, and none in the middle."""
+    shapes = full_shapes("sdxl")
+    shapes["unet"]["transformer_layers_per_block"] = [1, 1, 2]
+    middle = tuple(f"{UNET}middle_block.{part}." for part in (1, 2))
+    return {name: x for name, x in checkpoint_weights(shapes).items() if not name.startswith(middle)}
+
+
 def write_folder(path: Path, shapes: dict, seed: int = 0, **scheduler_settings) -> Path:
     """Write a diffusers folder with random weights of these shapes."""
     pipeline(shapes, seed, **scheduler_settings).save_pretrained(str(path), safe_serialization=True)

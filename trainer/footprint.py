@@ -198,9 +198,11 @@ def _can_watch_storages() -> bool:
     meanwhile: in torch 2.1 it is not, and until some version after 2.3 `data` of an inference tensor fails."""
     with torch.inference_mode():
         x = torch.empty(1)
+    if x.untyped_storage() is not x.untyped_storage():
+        return False  # and torch 2.1 crashes when such an object is watched
     try:
         with _LiveBytes(x.device):
-            return x.untyped_storage() is x.data.untyped_storage() is x.untyped_storage()
+            return bool(x.data.numel())
     except RuntimeError:
         return False
 

@@ -50,16 +50,14 @@ def safe_attention(x: torch.Tensor):
 
 def alias(x: torch.Tensor) -> torch.Tensor:
     """A normal tensor over the same memory as `x`; `x` itself unless it is an inference tensor."""
-    return _over_same_memory(x) if x.is_inference() else x
+    if not x.is_inference():
+        return x
+    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
 
 
 def no_view(x: torch.Tensor) -> torch.Tensor:
     """`x` as the result of a custom operation: hosts add to it in place, which autograd refuses for a view, as a product with a bias is."""
-    return _over_same_memory(x) if x._is_view() else x
-
-
-def _over_same_memory(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage(), x.storage_offset(), x.size(), x.stride())
+    return torch.ops.aten._unsafe_view(x, x.shape) if x._is_view() else x
 
 
 def cast(x: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from hotlora.tests.hosts.places import host, on_gpu, setting
 from hotlora.trainer.demo import drawings
-from hotlora.tests.random_models import checkpoint_weights, full_shapes, write_checkpoint
+from hotlora.tests.random_models import checkpoint_weights, full_shapes, vega_weights, write_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -158,14 +158,10 @@ def write_video_model(base: Path, name: str = "video.safetensors") -> str:
 
 
 def write_vega(base: Path) -> None:
-    """An SDXL of Segmind-Vega's shape: fewer transformer blocks, and none in the middle."""
-    shapes = copy.deepcopy(full_shapes("sdxl"))
-    shapes["unet"]["transformer_layers_per_block"] = [1, 1, 2]
-    weights = checkpoint_weights(shapes)
-    middle = tuple(f"model.diffusion_model.middle_block.{part}." for part in (1, 2))
+    """An SDXL of Segmind-Vega's shape."""
     path = base / "models" / "checkpoints" / "random.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: x.half().contiguous() for name, x in weights.items() if not name.startswith(middle)}, str(path))
+    save_file({name: x.half().contiguous() for name, x in vega_weights().items()}, str(path))
 
 
 def write_quantized(base: Path, form: str, name: str = "quantized.safetensors") -> str:

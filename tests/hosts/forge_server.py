@@ -4,10 +4,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from hotlora.tests.hosts.places import host
 from hotlora.tests.hosts.webui_server import WebuiServer, shapes_of_both_hosts
-from hotlora.tests.random_models import write_checkpoint
+from hotlora.tests.random_models import vega_weights, write_checkpoint
 
 
 class ForgeServer(WebuiServer):
@@ -20,6 +21,13 @@ class ForgeServer(WebuiServer):
     def __init__(self, base: Path, *arguments: str, **options) -> None:
         # Forge gives its own scripts to the browser from its data folder alone
         super().__init__(base, "--gradio-allowed-path", str(host(self.HOST)[0]), *arguments, **options)
+
+
+def write_vega(base: Path) -> None:
+    """An SDXL of Segmind-Vega's shape."""
+    path = base / "models" / "Stable-diffusion" / "random.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: x.half().contiguous() for name, x in vega_weights().items()}, str(path))
 
 
 def write_model(base: Path, name: str = "random.safetensors", shapes: dict | None = None, dtype: torch.dtype = torch.float16, **options) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hotlora.tests.hosts.forge_server import ForgeServer, write_model
+from hotlora.tests.hosts.forge_server import ForgeServer, write_model, write_vega
 from hotlora.tests.hosts.test_webui import (assert_same_tensors, choose, command, inside, job_of, pixels, start, tensors, train, wait, wait_for_step,
                                             write_gallery)
 
@@ -220,3 +220,25 @@ def test_a_reload_of_the_ui_leaves_one_page(forge):
     command(forge, job, "stop")
     assert wait(forge, job)["status"] == "stopped"
     assert np.array_equal(pixels(forge), before)
+
+
+@pytest.mark.slow
+def test_sdxl(tmp_path):
+    """Segmind-Vega's shape, the smallest SDXL that Forge knows, with text encoders in full size."""
+    write_vega(tmp_path)
+    write_gallery(tmp_path / "me")
+    server = ForgeServer(tmp_path, links={"inside_forge": INSIDE}).start()
+    try:
+        before, state = pixels(server), inside(server, "state")
+        result = inside(server, "gradients")
+        print(json.dumps(result))
+        assert result["family"] == "sdxl" and result["gradient_error"] < 1e-3 and result["loss_error"] < 1e-4
+        train(server, "xl", preview_steps=4)
+        assert inside(server, "state") == state
+        assert all(key.startswith(("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")) for key in tensors(server, "xl"))
+        found = inside(server, "alike", name="xl", weight=1.0)
+        assert found["difference"] < 1e-3 and found["layers"] == found["ours"], found
+        assert np.array_equal(pixels(server), before)
+        assert not np.array_equal(pixels(server, "a photo of sks <lora:xl:1>"), before)
+    finally:
+        server.stop()
