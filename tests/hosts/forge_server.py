@@ -23,6 +23,12 @@ class ForgeServer(WebuiServer):
         super().__init__(base, "--gradio-allowed-path", str(host(self.HOST)[0]), *arguments, **options)
 
 
+class ReforgeServer(WebuiServer):
+    """A real reForge; see `WebuiServer`."""
+
+    HOST, FLAGS = "REFORGE", ForgeServer.FLAGS
+
+
 def write_vega(base: Path) -> None:
     """An SDXL of Segmind-Vega's shape."""
     path = base / "models" / "Stable-diffusion" / "random.safetensors"

@@ -39,6 +39,11 @@ def forge(base):
 def test_a_new_lora_works_in_the_next_request_and_nothing_was_drawn_before(forge):
     status = forge.get("/hotlora/api/status")
     assert status["can_train"] and status["base"] == {"name": "random", "family": "sd15"}, status
+    check_new_lora(forge)
+    assert "Error loading script: hotlora" not in forge.log.read_text()
+
+
+def check_new_lora(forge) -> None:
     done = train(forge, "my_face")
     assert done["base"] == "random" and done["tag"] == "<lora:my_face:1>"
     weights = tensors(forge, "my_face")
@@ -49,7 +54,6 @@ def test_a_new_lora_works_in_the_next_request_and_nothing_was_drawn_before(forge
     assert np.array_equal(pixels(forge, "a photo of sks <lora:my_face:0>"), before)
     assert np.array_equal(pixels(forge), before)
     assert forge.get("/hotlora/api/loras")["loras"][0]["tag"] == "<lora:my_face:1>"
-    assert "Error loading script: hotlora" not in forge.log.read_text()
 
 
 @pytest.mark.parametrize("settings", [{}, {"dora": True}], ids=str)
@@ -226,8 +230,12 @@ def test_a_reload_of_the_ui_leaves_one_page(forge):
 def test_sdxl(tmp_path):
     """Segmind-Vega's shape, the smallest SDXL that Forge knows, with text encoders in full size."""
     write_vega(tmp_path)
-    write_gallery(tmp_path / "me")
-    server = ForgeServer(tmp_path, links={"inside_forge": INSIDE}).start()
+    check_sdxl(ForgeServer(tmp_path, links={"inside_forge": INSIDE}))
+
+
+def check_sdxl(server) -> None:
+    write_gallery(server.base / "me")
+    server.start()
     try:
         before, state = pixels(server), inside(server, "state")
         result = inside(server, "gradients")

@@ -1,4 +1,4 @@
-"""HotLoRA in a webui that has loaded `modules_forge` but lacks Forge's own parts, as reForge does: it says where to train, and offers nothing else."""
+"""HotLoRA in a webui that has loaded `modules_forge` but lacks the parts of Forge and reForge, as another fork may: it says where to train, and offers nothing else."""
 import pytest
 
 from hotlora.tests.hosts.webui_server import WebuiServer
@@ -19,10 +19,10 @@ def webui(tmp_path_factory):
 
 
 def test_the_tab_and_the_console_say_where_to_train(webui, root):
-    told = [part["props"]["value"] for part in webui.get("/config")["components"] if "not inside reForge" in str(part["props"].get("value"))]
+    told = [part["props"]["value"] for part in webui.get("/config")["components"] if "not inside this fork" in str(part["props"].get("value"))]
     assert len(told) == 1 and "iframe" not in told[0]
     command = f'python train.py ui --base "{webui.base / "models" / "Stable-diffusion"}"'
-    assert f"{command} in {root}" in webui.log.read_text() and str(webui.loras) in told[0] and "不能在 reForge" in told[0]
+    assert f"{command} in {root}" in webui.log.read_text() and str(webui.loras) in told[0] and "不能在这个分支" in told[0]
     assert "Error loading script" not in webui.log.read_text()
 
 

@@ -7,8 +7,8 @@ from typing import Any, Callable, TypeVar
 from modules import sd_models, shared
 
 from . import webui_loras
-from .forge import ForgeBackend, family_of
-from .forge_state import forget_network, lora_extension
+from .forge import ForgeBackend, forge_family
+from .forge_objects import forget_network, lora_extension
 from .webui_folders import WebuiFolders
 from .webui_queue import queue
 from ..backend import Backend
@@ -37,7 +37,7 @@ class ForgeHost(WebuiFolders):
             info = _chosen()
             return None if info is None else family_of_file(info.filename)
         try:
-            return family_of(sd_models.model_data.sd_model)
+            return forge_family(sd_models.model_data.sd_model)
         except ValueError:
             return None
 
@@ -47,7 +47,7 @@ class ForgeHost(WebuiFolders):
         if not _is_loaded():
             return ""
         try:
-            family_of(sd_models.model_data.sd_model)
+            forge_family(sd_models.model_data.sd_model)
         except ValueError as error:
             return str(error)
         return ""

@@ -1,8 +1,4 @@
-"""What Forge has set up for drawing, prepared for training and put back: its layers, its attention, its objects, its LoRAs.
-
-Forge keeps a checkpoint as three patchers (`forge_objects`): with LoRAs as the last prompt had them, and bare ones (`..._original`).
-Which of them is loaded into the modules changes with each prompt; what is not on the device is moved there layer by layer.
-"""
+"""What Forge has set up for drawing, prepared for training and put back: its layers, its attention, its text engines."""
 from __future__ import annotations
 
 import sys
@@ -13,19 +9,12 @@ import backend.nn.unet
 import torch
 from backend import attention, operations
 from backend.text_processing import emphasis
-from modules import sd_models, shared
 from torch import nn
 
 from .attributes import set_for_now
+from .forge_objects import ForgeForward
 from .webui_model import plain_captions
-from ..frozen import FrozenForward, HalfNorm, frozen_forward, has_plain_weight, is_linear, is_usual_conv2d, safe_attention
-
-
-class ForgeForward(FrozenForward):
-    """Forward of a layer of Forge. Its weight may lie in main memory, from where the frozen operation copies it for each use."""
-
-    def has_weight_at_hand(self, device: torch.device) -> bool:
-        return self.module.weight.device == device
+from ..frozen import HalfNorm, frozen_forward, is_linear, is_usual_conv2d, safe_attention
 
 
 class CopyingNorm(HalfNorm):
@@ -56,33 +45,8 @@ def forge_forward(module: nn.Module) -> Callable | None:
     return frozen_forward(module)
 
 
-def check_trainable(unet: nn.Module, name: str) -> None:
-    """ValueError for a denoiser that is packed into a form whose gradient Forge alone could give."""
-    for path, module in unet.named_modules():
-        if not (is_linear(module) or is_usual_conv2d(module)):
-            continue
-        if getattr(module, "weight", None) is None or not has_plain_weight(module) or getattr(module, "scale_weight", None) is not None:
-            raise ValueError(f"{name} is held in a packed form ({path}), which cannot be trained; set \"Diffusion in Low Bits\" at the top of Forge to "
-                             "Automatic or a float8 form, and use a checkpoint file that is not packed itself (GGUF, NF4, scaled float8)")
-
-
-_bare: Any = None
-
-
-@contextmanager
-def bare_objects(model: Any) -> Iterator[None]:
-    """The checkpoint without what the last prompt's LoRAs and extensions made of it, in whatever Forge does meanwhile."""
-    global _bare
-    if model.forge_objects is _bare:
-        yield
-        return
-    before, _bare = model.forge_objects, model.forge_objects_original.shallow_copy()
-    model.forge_objects = _bare
-    model.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))  # as Forge does before it encodes
-    try:
-        yield
-    finally:
-        model.forge_objects, _bare = before, None
+PACKED = ("the checkpoint is held in a packed form ({}), which cannot be trained; set \"Diffusion in Low Bits\" at the top of Forge to Automatic or a float8 form, and "
+          "use a checkpoint file that is not packed itself (GGUF, NF4, scaled float8)")
 
 
 @contextmanager
@@ -132,24 +96,3 @@ def plain_texts(model: Any) -> Iterator[None]:
 
 def _noted() -> dict:
     return sys.modules["backend.text_processing.classic_engine"].last_extra_generation_params
-
-
-def lora_extension() -> Any | None:
-    """The module of Forge's own Lora extension; None where it is switched off or another module has its name."""
-    module = sys.modules.get("networks")
-    needed = ("load_lora_state_dict", "available_networks", "available_network_aliases", "loaded_networks")
-    return module if all(hasattr(module, name) for name in needed) else None
-
-
-def forget_network(filename: str) -> None:
-    """Have Forge read the file anew: it knows what it has loaded and merged by names and weights alone."""
-    lora_extension().load_lora_state_dict.cache_clear()
-    model = sd_models.model_data.sd_model
-    if getattr(model, "forge_objects_original", None) is None:
-        return
-    model.current_lora_hash = ""
-    # a prompt that names a LoRA which is not there leaves in force what the one before it had
-    model.forge_objects_after_applying_lora = model.forge_objects_original.shallow_copy()
-    for patcher in (model.forge_objects_original.unet, model.forge_objects_original.clip.patcher):
-        if filename in patcher.lora_loader.loaded_hash:
-            patcher.lora_loader.loaded_hash = ""

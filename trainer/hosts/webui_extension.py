@@ -1,4 +1,4 @@
-"""HotLoRA as an extension of stable-diffusion-webui and of Forge: the tab, the settings and the routes.
+"""HotLoRA as an extension of stable-diffusion-webui, Forge and reForge: the tab, the settings and the routes.
 
 The webui forgets all callbacks and runs its scripts anew when its UI is reloaded; host, jobs and a running training stay.
 """
@@ -12,6 +12,7 @@ import gradio as gr
 from modules import script_callbacks, shared
 
 from .fastapi_routes import register as register_routes, webui_login
+from .loaded_host import LoadedHost
 from .webui_folders import WebuiFolders
 from ..api import Api, Policy
 from ..api.guard import loopback_names
@@ -31,12 +32,20 @@ def register() -> None:
 
 @lru_cache
 def host() -> WebuiFolders:
-    if "modules_forge" in sys.modules:
-        from .forge_host import ForgeHost as Host
-    else:
-        from .webui_host import WebuiHost as Host
+    if "modules_forge" not in sys.modules:
+        from .webui import WebuiBackend, family_of
+        from .webui_state import forget_network, lora_extension
 
-    return Host()
+        return LoadedHost(family_of, WebuiBackend, lora_extension, forget_network)
+    from .forge_objects import forget_network, lora_extension
+
+    if "ldm_patched" in sys.modules:
+        from .reforge import ReforgeBackend, reforge_family
+
+        return LoadedHost(reforge_family, ReforgeBackend, lora_extension, forget_network)
+    from .forge_host import ForgeHost
+
+    return ForgeHost()
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""HotLoRA in reForge and other forks that load models and LoRAs in a way of their own: a tab that says where to train instead."""
+"""HotLoRA in forks that load models and LoRAs in a way of their own: a tab that says where to train instead."""
 from __future__ import annotations
 
 import html
@@ -15,13 +15,16 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def is_one() -> bool:
-    """Whether HotLoRA runs in such a fork. In Forge itself it trains."""
+    """Whether HotLoRA runs in such a fork. In Forge and reForge it trains."""
     # loaded, not only there: a change from a fork to the webui in the same folder can leave the package's folder behind
     if "modules_forge" not in sys.modules:
         return False
     try:
-        from . import forge  # noqa: F401
-    except ImportError:
+        if "ldm_patched" in sys.modules:
+            from . import reforge  # noqa: F401
+        else:
+            from . import forge  # noqa: F401
+    except (ImportError, AttributeError):
         return True
     return False
 
@@ -39,10 +42,10 @@ def sentences() -> dict[str, str]:
     loras = getattr(shared.cmd_opts, "lora_dir", None) or Path(models_path) / "Lora"
     command = f'python train.py ui --base "{checkpoints}"'
     return {
-        "en": "it trains inside stable-diffusion-webui 1.10 and Forge, and not inside reForge or another fork of them, which keep models and LoRAs their own way. Train on "
+        "en": "it trains inside stable-diffusion-webui 1.10, Forge and reForge, and not inside this fork of them, which keeps models and LoRAs in another way. Train on "
               f"the same checkpoint file on HotLoRA's own page: {command} in {ROOT}, with Python packages of its own (README.md says how). The LoRA file that it writes into "
               f"its output/loras works here as any other once it lies in {loras}.",
-        "zh": "HotLoRA 在 stable-diffusion-webui 1.10 和 Forge 里训练，不能在 reForge 等其他分支里训练，因为它们以自己的方式保存模型和 LoRA。请在 HotLoRA 自己的页面上用同一个检查点文件训练："
+        "zh": "HotLoRA 在 stable-diffusion-webui 1.10、Forge 和 reForge 里训练，不能在这个分支里训练，因为它以另外的方式保存模型和 LoRA。请在 HotLoRA 自己的页面上用同一个检查点文件训练："
               f"在 {ROOT} 里运行 {command}（使用单独的 Python 环境，见 README.zh-CN.md）。写在 output/loras 里的 LoRA 文件放进 {loras} 后，在这里和其他 LoRA 一样使用。"}
 
 

@@ -1,4 +1,4 @@
-"""An extension for tests: looks at Forge from inside, and does there what no request can do.
+"""An extension for tests: looks at Forge or reForge from inside, and does there what no request can do.
 
     POST /inside/state       what a run must leave as it was
     POST /inside/failing     let the next steps fail: {"error": "...", "after": steps, "times": steps that fail}
@@ -10,25 +10,43 @@
 """
 import hashlib
 import json
+import sys
 import time
 from contextlib import contextmanager
 
-import backend.nn.unet
 import torch
-from backend import operations
-from backend.text_processing import classic_engine, parsing
 from fastapi import Body
 from modules import call_queue, prompt_parser, script_callbacks, sd_models, shared
+
+REFORGE = "ldm_patched" in sys.modules
+if REFORGE:
+    import ldm_patched.ldm.modules.attention as attention_module
+    from ldm_patched.modules import model_management as memory_management
+
+    parsing, layer_norm, ATTENTION, NOTED, CAST = prompt_parser, None, ("optimized_attention", "optimized_attention_masked"), {}, "ldm_patched_cast_weights"
+else:
+    import backend.nn.unet as attention_module
+    from backend import memory_management, operations
+    from backend.text_processing import classic_engine, parsing
+
+    layer_norm, ATTENTION, NOTED, CAST = operations.ForgeOperations.LayerNorm, ("attention_function",), classic_engine.last_extra_generation_params, "parameters_manual_cast"
 
 
 def model():
     return sd_models.model_data.sd_model
 
 
-def ours():
-    from hotlora.trainer.hosts.forge import ForgeBackend
+def kind_of_ours():
+    if REFORGE:
+        from hotlora.trainer.hosts.reforge import ReforgeBackend as Ours
+    else:
+        from hotlora.trainer.hosts.forge import ForgeBackend as Ours
 
-    return ForgeBackend(shared.opts.hotlora_prediction)
+    return Ours
+
+
+def ours():
+    return kind_of_ours()(shared.opts.hotlora_prediction)
 
 
 def state() -> dict:
@@ -38,47 +56,43 @@ def state() -> dict:
              "vae": found.forge_objects_original.vae.first_stage_model}
     for kind, whole in parts.items():
         for path, part in whole.named_modules():
-            facts.append((kind, path, part.training, "forward" in part.__dict__, getattr(part, "parameters_manual_cast", None)))
+            facts.append((kind, path, part.training, "forward" in part.__dict__, getattr(part, CAST, None)))
             for name, x in {**part._parameters, **part._buffers}.items():
                 if x is not None:
                     facts.append((kind, path, name, type(x).__name__, x.requires_grad, str(x.dtype), str(x.device), x.is_inference(), id(x)))
                     weights.update(x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    predictor = found.forge_objects_original.unet.model.predictor
+    unet = found.forge_objects_original.unet.model
+    prediction = type(unet.model_sampling).__mro__[2].__name__ if REFORGE else unet.predictor.prediction_type
     return {
         "weights": weights.hexdigest(), "modules": hashlib.sha256(repr(facts).encode()).hexdigest(), "model": id(found),
         "objects": [id(found.forge_objects), *(id(x) for objects in (found.forge_objects, found.forge_objects_original,
                                                                      found.forge_objects_after_applying_lora) for x in (objects.unet, objects.clip, objects.vae))],
         "vae options": sorted(found.forge_objects_original.vae.patcher.model_options),
-        "attention": backend.nn.unet.attention_function.__name__, "prediction": predictor.prediction_type,
+        "attention": [getattr(attention_module, name).__name__ for name in ATTENTION], "prediction": prediction,
+        "vae": getattr(getattr(found.forge_objects_original.vae.first_stage_model, "regularization", None), "sample", None),
         "options": hashlib.sha256(json.dumps(shared.opts.data, sort_keys=True, default=str).encode()).hexdigest(),
-        "noted": dict(classic_engine.last_extra_generation_params), "grad": torch.is_grad_enabled(),
+        "noted": dict(NOTED), "grad": torch.is_grad_enabled(),
         "progress": {key: str(value) for key, value in shared.state.__dict__.items() if key not in ("time_start", "job_timestamp")}}
 
 
 def failing(error: str, after: int, times: int = 10**9) -> None:
-    from hotlora.trainer.hosts.forge import ForgeBackend
-
-    kinds = {"memory": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9999 bytes."), "other": KeyError("a fault of a test")}
-    if not hasattr(ForgeBackend, "sound"):
-        ForgeBackend.sound = ForgeBackend.predict
+    kind, kinds = kind_of_ours(), {"memory": RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9999 bytes."), "other": KeyError("a fault of a test")}
+    if not hasattr(kind, "sound"):
+        kind.sound = kind.predict
     left = [after]
 
     def predict(self, *args):
-        out = ForgeBackend.sound(self, *args)
+        out = kind.sound(self, *args)
         left[0] -= 1
         if -times <= left[0] < 0:
             raise kinds[error]
         return out
 
-    ForgeBackend.predict = predict if error else ForgeBackend.sound
+    kind.predict = predict if error else kind.sound
 
 
 def alike(name: str, weight: float) -> dict:
     """How far apart the two are, against what the file changes."""
-    import sys
-
-    from backend import memory_management
-
     from hotlora.trainer.adapter import Adapter
     from hotlora.trainer.lora_file import load_lora, to_layers
 
@@ -92,7 +106,7 @@ def alike(name: str, weight: float) -> dict:
             networks.load_networks(names, [weight] * len(names), [weight] * len(names), [None] * len(names))
             unet = held.forge_objects.unet
             memory_management.load_models_gpu([unet])
-            layers = max(layers, len(unet.model.lora_loader.backup))
+            layers = max(layers, len(unet.backup if REFORGE else unet.model.lora_loader.backup))
             said[what] = unet.model.diffusion_model(*given, transformer_options={}, **more).clone()
         file = networks.available_networks[name].filename
     adapter = Adapter.from_weights(own.components(), to_layers(load_lora(file)[0], own.lora_key, own.components()))
@@ -107,13 +121,13 @@ def alike(name: str, weight: float) -> dict:
 def other_weights(half: bool, swapped: bool):
     """As Forge holds them on other machines: in half precision, or to be cast at each use."""
     unet = ours().unet
-    layers = [part for part in unet.modules() if hasattr(part, "parameters_manual_cast")]
-    before, casts = {id(p): p.data.clone() for p in unet.parameters()}, [part.parameters_manual_cast for part in layers]
+    layers = [part for part in unet.modules() if hasattr(part, CAST)]
+    before, casts = {id(p): p.data.clone() for p in unet.parameters()}, [getattr(part, CAST) for part in layers]
     with torch.inference_mode():
         if half:
             unet.half()
         for part in layers:
-            part.parameters_manual_cast |= swapped
+            setattr(part, CAST, getattr(part, CAST) or swapped)
     try:
         yield
     finally:
@@ -121,7 +135,7 @@ def other_weights(half: bool, swapped: bool):
             unet.float()
             assert all(torch.equal(p, before[id(p)]) for p in unet.parameters() if id(p) in before)
             for part, cast in zip(layers, casts):
-                part.parameters_manual_cast = cast
+                setattr(part, CAST, cast)
 
 
 def gradients(half: bool, checkpointing: bool) -> dict:
@@ -173,13 +187,15 @@ def reference(adapter, pixels, captions, noise, t_B, sizes, kind) -> tuple:
     modules = dict(unet.named_modules())
     bare = {name: x.detach().float().clone() for name, x in unet.named_parameters()}
     frozen = {path: modules[path].weight.detach().float().clone() for path in layers}
-    a_T = held.forge_objects_original.unet.model.predictor.alphas_cumprod.float().clone()
+    whole = held.forge_objects_original.unet.model
+    a_T = 1 / (1 + whole.model_sampling.sigmas.clone().float() ** 2) if REFORGE else whole.predictor.alphas_cumprod.float().clone()
     losses = []
     for i, caption in enumerate(captions):
         merged = {**bare, **{f"{path}.weight": frozen[path] + scale * (up.flatten(1) @ down.flatten(1)).view_as(frozen[path])
                   for path, (down, up, scale) in layers.items()}}
         with torch.inference_mode():
-            z0 = vae.process_in(vae.encode(pixels[i].to(next(vae.parameters()).dtype), lambda posterior: posterior.mean))
+            x = pixels[i].to(next(vae.parameters()).dtype)
+            z0 = whole.process_latent_in(mean_of(vae, x)) if REFORGE else vae.process_in(vae.encode(x, lambda posterior: posterior.mean))
             text = caption.replace("(", "\\(").replace(")", "\\)").replace("[", "\\[").replace("]", "\\]")
             given = with_plain_break(lambda: conditioning(text, sizes[i]))
         z0, given = z0.clone().float(), {key: value.clone().float() for key, value in given.items()}
@@ -194,27 +210,40 @@ def reference(adapter, pixels, captions, noise, t_B, sizes, kind) -> tuple:
     return torch.stack(losses), {path: (down.grad, up.grad) for path, (down, up, _) in layers.items()}
 
 
+def mean_of(vae, x):
+    """The first half of what reForge's autoencoder says about its posterior."""
+    found = vae.encoder(x)
+    return (vae.quant_conv(found) if hasattr(vae, "quant_conv") else found).chunk(2, 1)[0]
+
+
 @contextmanager
 def plain_layers():
     """Attention written out, and norms that autograd can follow: a block adds in place to what they have read."""
-    norm, chosen = operations.ForgeOperations.LayerNorm.forward, backend.nn.unet.attention_function
-    operations.ForgeOperations.LayerNorm.forward = lambda self, x: torch.nn.functional.layer_norm(x.clone(), self.normalized_shape, self.weight, self.bias, self.eps)
+    chosen = {name: getattr(attention_module, name) for name in ATTENTION}
+    norm = layer_norm and layer_norm.forward
 
-    def attention(q, k, v, heads, mask=None):
+    def attention(q, k, v, heads, mask=None, **_):
         q, k, v = (x.view(x.shape[0], -1, heads, x.shape[-1] // heads).transpose(1, 2) for x in (q, k, v))
         weights = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
         return (weights @ v).transpose(1, 2).flatten(2)
 
-    backend.nn.unet.attention_function = attention
+    for name in ATTENTION:
+        setattr(attention_module, name, attention)
+    if layer_norm:
+        layer_norm.forward = lambda self, x: torch.nn.functional.layer_norm(x.clone(), self.normalized_shape, self.weight, self.bias, self.eps)
     try:
         yield
     finally:
-        operations.ForgeOperations.LayerNorm.forward, backend.nn.unet.attention_function = norm, chosen
+        for name, function in chosen.items():
+            setattr(attention_module, name, function)
+        if layer_norm:
+            layer_norm.forward = norm
 
 
 def conditioning(text: str, sizes) -> dict:
     held = model()
-    held.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
+    if not REFORGE:
+        held.set_clip_skip(int(shared.opts.CLIP_stop_at_last_layers))
     before, held.forge_objects = held.forge_objects, held.forge_objects_original
     try:
         found = held.get_learned_conditioning(prompt_parser.SdConditioning([text]))
@@ -222,8 +251,8 @@ def conditioning(text: str, sizes) -> dict:
         held.forge_objects = before
     if not held.is_sdxl:
         return {"context": found}
-    pooled = found["vector"][:, :-6 * 256]
-    return {"context": found["crossattn"], "y": torch.cat([pooled, held.embedder(sizes.float()).reshape(1, -1).to(pooled)], 1)}
+    pooled, embedder = found["vector"][:, :-6 * 256], held.forge_objects_original.unet.model.embedder if REFORGE else held.embedder
+    return {"context": found["crossattn"], "y": torch.cat([pooled, embedder(sizes.float()).reshape(1, -1).to(pooled)], 1)}
 
 
 def with_plain_break(make):

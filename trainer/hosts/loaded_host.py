@@ -1,31 +1,34 @@
-"""stable-diffusion-webui as the jobs and the API see it."""
+"""A host of stable-diffusion-webui's kind that trains on whatever checkpoint is loaded, as the jobs and the API see it."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Callable, TypeVar
+from typing import Any, Callable, TypeVar
 
 from modules import sd_models, shared
 
 from . import webui_loras
-from .webui import WebuiBackend, family_of
 from .webui_folders import WebuiFolders
-from .webui_folders import WebuiFolders
-from .webui_state import forget_network, lora_extension
 from ..backend import Backend
 from ..config import TrainConfig
 
 T = TypeVar("T")
 
 
-class WebuiHost(WebuiFolders):
-    """See `trainer.host.Host`. Runs train on whatever checkpoint is loaded when they begin."""
+class LoadedHost(WebuiFolders):
+    """See `trainer.host.Host`. `family_of` tells the family of a loaded model and raises ValueError for one that cannot be trained; `make_backend`
+    takes the kind of prediction; `lora_extension` and `forget_network` are what `webui_loras` needs."""
+
+    def __init__(self, family_of: Callable[[Any], str], make_backend: Callable[[str], Backend], lora_extension: Callable[[], Any],
+                 forget_network: Callable[[str], None]) -> None:
+        super().__init__()
+        self._family_of, self._make_backend, self._lora_extension, self._forget_network = family_of, make_backend, lora_extension, forget_network
 
     def base(self) -> dict | None:
         model = sd_models.model_data.sd_model
         if model is None:
             return None
         try:
-            family = family_of(model)
+            family = self._family_of(model)
         except ValueError:
             family = "unknown"
         return {"name": model.sd_checkpoint_info.name_for_extra, "family": family}
@@ -42,16 +45,16 @@ class WebuiHost(WebuiFolders):
         if model is None and not sd_models.model_data.was_loaded_at_least_once and sd_models.checkpoints_list:
             return ""  # it is being loaded, or is as soon as it is needed
         try:
-            family_of(model)
+            self._family_of(model)
         except ValueError as error:
             return str(error)
         return ""
 
     def with_backend(self, config: TrainConfig, work: Callable[[Backend], T]) -> T:
-        return work(WebuiBackend(getattr(shared.opts, "hotlora_prediction", "auto")))
+        return work(self._make_backend(getattr(shared.opts, "hotlora_prediction", "auto")))
 
     def lora_written(self, name: str, path: Path) -> None:
-        webui_loras.add(lora_extension(), forget_network, name, path)
+        webui_loras.add(self._lora_extension(), self._forget_network, name, path)
 
     def lora_removed(self, name: str) -> None:
-        webui_loras.remove(lora_extension(), forget_network, name)
+        webui_loras.remove(self._lora_extension(), self._forget_network, name)
