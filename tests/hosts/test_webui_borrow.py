@@ -23,12 +23,16 @@ SIZE = {"width": 256, "height": 256, "steps": 1}
 def webui(tmp_path_factory):
     base = tmp_path_factory.mktemp("full")
     write_model(base, shapes=full_shapes("sd15"))
-    folder = base / "me"
+    yield from running(WebuiServer(base, links={"inside_webui": INSIDE}))
+
+
+def running(server):
+    """The server with a small gallery, started, until the tests are over."""
+    folder = server.base / "me"
     folder.mkdir()
     for i in range(3):
         drawings.draw_mascot(random.Random(i), "white").resize((256, 256)).save(folder / f"{i}.png")
-    server = WebuiServer(base, links={"inside_webui": INSIDE}).start()
-    yield server
+    yield server.start()
     server.stop()
 
 

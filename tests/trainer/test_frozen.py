@@ -8,7 +8,7 @@ from torch import nn
 
 from hotlora.trainer import frozen
 from hotlora.trainer.adapter import Adapter
-from hotlora.trainer.frozen import FrozenForward, alias, borrowed, frozen_conv2d, frozen_forwards, frozen_linear, plain_tensors
+from hotlora.trainer.frozen import FrozenForward, HalfNorm, alias, borrowed, frozen_conv2d, frozen_forwards, frozen_linear, plain_tensors
 
 CONVS = [dict(stride=1, padding=1), dict(stride=2, padding=1), dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
          dict(padding=1, groups=2)]
@@ -197,6 +197,35 @@ def test_tensors_can_be_given_back_for_a_while_and_some_parts_keep_theirs():
             with plain_tensors(net, lambda part: part is net.head):
                 assert [name for name, x in net.named_parameters() if x.is_inference()] == [name for name, x in own.items() if id(x) in kept]
             assert all(x is own[name] for name, x in net.named_parameters())
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_what_a_layer_gives_may_be_added_to_in_place(trained):
+    """As Forge's transformer blocks do: torch refuses that for the result of a custom operation that is a view, as a product with a bias is."""
+    layer = nn.Sequential(nn.Linear(6, 6)).requires_grad_(False)
+    adapter = Adapter.create({"unet": layer}, {"unet": ["0"]}, rank=2, alpha=2)
+    x_BNI = torch.randn(2, 3, 6, requires_grad=True)
+    with frozen_forwards(layer):
+        if trained:
+            adapter.attach({"unet": layer})
+        y_BNO = layer(x_BNI)
+        y_BNO += x_BNI
+        y_BNO.sum().backward()
+        adapter.detach()
+    torch.testing.assert_close(x_BNI.grad, 1 + layer[0].weight.sum(0).expand_as(x_BNI))
+    torch.testing.assert_close(y_BNO, F.linear(x_BNI, layer[0].weight, layer[0].bias) + x_BNI)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4)], ids=str)
+def test_a_norm_in_half_precision_computes_in_float32(norm):
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2)
+    half = type(norm)(*([2, 4] if isinstance(norm, nn.GroupNorm) else [4]))
+    half.load_state_dict(norm.state_dict())
+    half.half()
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+    norm.load_state_dict({name: value.float() for name, value in half.state_dict().items()})
+    assert torch.equal(HalfNorm(half)(x), norm(x.float()).bfloat16())
 
 
 def test_a_lora_asks_the_layer_below_whether_its_weight_is_at_hand():
