@@ -8,7 +8,7 @@ import pytest
 
 
 def host(name: str) -> tuple[Path, Path]:
-    """Folder and Python of a host, "COMFYUI" or "WEBUI"; skips the test where there is none."""
+    """Folder and Python of a host, "COMFYUI", "WEBUI", "FORGE" or "REFORGE"; skips the test where there is none."""
     folder, python = setting(f"{name}_DIR"), setting(f"{name}_PYTHON")
     if not folder or not python:
         pytest.skip(f"no {name} here: set {name}_DIR and {name}_PYTHON, or the same keys in ~/.config/hotlora/hosts.toml")

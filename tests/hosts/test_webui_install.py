@@ -55,8 +55,9 @@ def check(copy: Copy, start) -> None:
     assert copy.versions() == after
 
 
-def test_the_launcher_of_stable_diffusion_webui(tmp_path, root):
-    copy = Copy("WEBUI", tmp_path, root)
+@pytest.mark.parametrize("name", ["WEBUI", "FORGE", "REFORGE"])
+def test_the_launcher_of_stable_diffusion_webui_and_its_forks(name, tmp_path, root):
+    copy = Copy(name, tmp_path, root)
     code = f"from modules.launch_utils import run_extension_installer; run_extension_installer({str(copy.ours)!r})"
     check(copy, lambda: copy.run([copy.python, "-c", code], cwd=copy.webui))
 
