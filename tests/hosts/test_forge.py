@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from hotlora.tests.hosts import test_webui as shared
 from hotlora.tests.hosts.forge_server import ForgeServer, write_model, write_vega
@@ -134,6 +135,23 @@ def test_weights_in_8_bits(webui):
         assert not np.array_equal(pixels(webui, "a photo of sks <lora:eight:1>"), before)
     finally:
         webui.post("/sdapi/v1/options", {"forge_unet_storage_dtype": "Automatic", "sd_model_checkpoint": "random.safetensors"})
+
+
+def test_what_the_checkpoint_predicts_can_be_chosen(webui):
+    webui.post("/sdapi/v1/options", {"hotlora_prediction": "auto"})  # what was never chosen is not among the options
+    before, state = pixels(webui), inside(webui, "state")
+    webui.post("/sdapi/v1/options", {"hotlora_prediction": "v"})
+    try:
+        result = inside(webui, "gradients")
+        assert result["kind"] == "v" and result["gradient_error"] < 1e-3 and result["loss_error"] < 1e-4
+        done = train(webui, "velocity", preview_steps=4)
+        assert len(done["previews"]) == 1
+        with safe_open(str(webui.loras / "velocity.safetensors"), "pt") as file:
+            assert "v" in [value for key, value in file.metadata().items() if "prediction" in key]
+    finally:
+        webui.post("/sdapi/v1/options", {"hotlora_prediction": "auto"})
+    assert inside(webui, "state") == state
+    assert np.array_equal(pixels(webui), before)
 
 
 def test_captions_are_encoded_anew_after_another_clip_skip(webui):

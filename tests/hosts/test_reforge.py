@@ -11,7 +11,8 @@ from hotlora.tests.hosts.test_forge import (INSIDE, base, check_sdxl, test_a_fil
                                             test_drawings_are_the_hosts_own_and_come_between_steps,
                                             test_every_ending_leaves_the_host_as_it_was, test_many_requests_at_once_and_a_paused_run, test_gradients_equal_plain_autograd,
                                             test_gradients_through_weights_in_half_precision, test_requests_are_answered_while_training_goes_on,
-                                            test_trained_again_under_the_same_name, test_what_the_last_prompt_had_merged_comes_back_and_is_not_learned)
+                                            test_trained_again_under_the_same_name, test_what_the_checkpoint_predicts_can_be_chosen,
+                                            test_what_the_last_prompt_had_merged_comes_back_and_is_not_learned)
 
 pytestmark = pytest.mark.host
 

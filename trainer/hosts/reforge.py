@@ -69,7 +69,8 @@ class ReforgeBackend(ForgeModel):
     @contextmanager
     def _mean(self) -> Iterator[None]:
         with ExitStack() as stack:
-            set_for_now(stack, self.model.forge_objects_original.vae.first_stage_model.regularization, "sample", False)
+            # small stand-ins for the autoencoder have none, and give no sample either
+            set_for_now(stack, getattr(self.model.forge_objects_original.vae.first_stage_model, "regularization", None), "sample", False)
             yield
 
     def _plain_texts(self) -> ContextManager[None]:
