@@ -21,6 +21,9 @@ def is_one() -> bool:
         return False
     try:
         if "ldm_patched" in sys.modules:
+            # not in forks of Forge's first year, whose blocks add in place and whose patchers keep weights in another form
+            from ldm_patched.modules import patcher_extension  # noqa: F401
+
             from . import reforge  # noqa: F401
         else:
             from . import forge  # noqa: F401
