@@ -83,15 +83,15 @@ class GalleryFiles:
         return [sidecar for sidecar in self.sidecars_of(path) if composed(sidecar.stem) != own] if self.others_of_stem(path) else []
 
 
-def existing_folder(folder: str | Path) -> Path:
-    """The gallery's path. Raises ValueError when it is not given, not there, or not a folder."""
+def existing_folder(folder: str | Path, what: str = "The gallery") -> Path:
+    """The gallery's path, or that of another folder of pictures (`what`). Raises ValueError when it is not given, not there, or not a folder."""
     if not str(folder).strip():
         raise ValueError("No gallery is given; set train_data_dir to the folder with your pictures.")
     root = path_of(folder)
     if root.is_file():
-        raise ValueError(f"The gallery {printable(folder)} is a file; give the folder that holds the pictures.")
+        raise ValueError(f"{what} {printable(folder)} is a file; give the folder that holds the pictures.")
     if not root.is_dir():
-        raise ValueError(f"The gallery {printable(folder)} does not exist; give a folder with pictures.")
+        raise ValueError(f"{what} {printable(folder)} does not exist; give a folder with pictures.")
     return root
 
 

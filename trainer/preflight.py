@@ -33,7 +33,7 @@ def check_paths(config: TrainConfig) -> None:
     if config.metadata_path:
         existing_metadata(config.metadata_path, root)
     if config.reg_data_dir:
-        existing_folder(config.reg_data_dir)
+        existing_folder(config.reg_data_dir, "The folder of prior pictures (reg_data_dir)")
     if config.init_lora:
         check_lora(config.init_lora)
 

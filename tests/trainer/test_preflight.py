@@ -16,8 +16,8 @@ WRONG = [({"optimizer": "torch.optim.AdamV"}, r"torch\.optim has no AdamV"), ({"
          ({"optimizer": "torch.optim.LBFGS"}, "wants to run the model itself"), ({"optimizer_args": {"bogus": 1}}, "unexpected keyword argument 'bogus'"),
          ({"optimizer_args": {"betas": [0.9, 2]}}, "Invalid beta"), ({"mixed_precision": "fp16"}, "mixed_precision is fp16, which needs a CUDA or ROCm GPU"),
          ({"loss_term": "nowhere.py:f"}, r"loss_term: there is no file nowhere\.py"), ({"augmentation": "json:nothing"}, "augmentation: json has no nothing")]
-PATHS = [({"init_lora": "nowhere.safetensors"}, r"there is no file nowhere\.safetensors"), ({"reg_data_dir": "nowhere"}, "nowhere does not exist"),
-         ({"metadata_path": "nowhere.csv"}, r"metadata file nowhere\.csv does not exist"), ({"train_data_dir": "nowhere"}, "nowhere does not exist")]
+PATHS = [({"init_lora": "nowhere.safetensors"}, r"there is no file nowhere\.safetensors"), ({"reg_data_dir": "nowhere"}, r"The folder of prior pictures \(reg_data_dir\) nowhere does not exist"),
+         ({"metadata_path": "nowhere.csv"}, r"metadata file nowhere\.csv does not exist"), ({"train_data_dir": "nowhere"}, "The gallery nowhere does not exist")]
 
 
 @pytest.mark.parametrize("changes, sentence", WRONG + PATHS)
