@@ -138,7 +138,17 @@ SENTENCES = [
     "/x/a.safetensors cannot be used as a LoRA: it is not a LoRA: 286 tensors such as conv_in.bias", "/x is a folder; name the .safetensors file in it",
     "The metadata file /x/a.csv does not exist; give a .csv or .jsonl file, or leave metadata_path out.",
     "optimizer is 'torch.optim.SGD'; one that is a package.Class runs a program and can be set on the command line only; use one of adamw, lion",
-    "the request has 300.0 MB but at most 250.0 MB are allowed here", "there is no LoRA x that was trained here; load the list again"]
+    "the request has 300.0 MB but at most 250.0 MB are allowed here", "there is no LoRA x that was trained here; load the list again",
+    "The folder of prior pictures (reg_data_dir) /x does not exist; give a folder with pictures.",
+    "The folder of prior pictures (reg_data_dir) /x is a file; give the folder that holds the pictures.",
+    "Forge has no checkpoint; put one into models/Stable-diffusion, then load this page again", "Forge could not load xl: there is no file /x/a.safetensors; check the path",
+    "the checkpoint is held in a packed form (input_blocks.1.0), which cannot be trained; set \"Diffusion in Low Bits\" at the top of Forge to Automatic or a float8 form, and "
+    "use a checkpoint file that is not packed itself (GGUF, NF4, scaled float8)",
+    "the checkpoint is held in a packed form (input_blocks.1.0), which cannot be trained; use a checkpoint file that is not packed (GGUF, NF4, scaled float8)",
+    "flux is of a kind (Flux) that cannot be trained here; use one of SD 1.x, 2.x or XL", "x has a denoiser (Lumina) that cannot be trained here; use one of SD 1.x, 2.x or XL",
+    "x predicts neither noise nor velocity (edm), and cannot be trained in Forge", "x is an SDXL refiner; train on the SDXL base",
+    "x is made for inpainting, depth or editing, and its denoiser takes more than a picture; use the base that it was made from",
+    "x is a Stable Diffusion 3 model, which cannot be trained in the webui; use one of SD 1.x, 2.x or XL"]
 
 
 @pytest.mark.parametrize("name, chinese", [("CON", "名称“CON”不能使用；可以改用“lora_CON”"), ("a/b", "名称“a/b”里有不能使用的“/”；可以改用“a_b”")])
