@@ -23,8 +23,11 @@ torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 def pytest_collection_modifyitems(items):
-    """The page's tests first: a whole file goes to one of the processes, and their large files at the end would leave the other without work."""
-    items.sort(key=lambda item: "web" not in item.path.relative_to(ROOT).parts)
+    """The page's tests early: a whole file goes to one of the processes, and their large files at the end would leave the other without work.
+
+    Not before those of bench/, some of which start a browser of their own, which cannot be done once the page's tests have one.
+    """
+    items.sort(key=lambda item: {"bench": 0, "web": 1}.get(item.path.relative_to(ROOT).parts[1], 2))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ def chromium():
         pytest.skip("no Chromium on the PATH")
 
 
+@pytest.mark.slow
 def test_all_parts(capsys):
     found = page.main(["--json", "--repeats", "1", "--pictures", "30", "--steps", "400"])
     assert json.loads(capsys.readouterr().out) == found

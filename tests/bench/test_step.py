@@ -54,6 +54,7 @@ def test_steps_train_the_adapters_and_leave_the_model_as_it_was(bench):
         assert torch.equal(bench.unet(*inputs).sample, before)
 
 
+@pytest.mark.slow
 def test_the_command_prints_one_json_object_and_a_table():
     command = [sys.executable, str(SCRIPT), "--tiny", "--json", "--repeats", "1", "--variants", "step"]
     printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
