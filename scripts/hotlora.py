@@ -16,7 +16,7 @@ def _extension():
         spec.loader.exec_module(module)
     from hotlora.trainer.hosts import webui_fork
 
-    if webui_fork.is_one():
+    if not webui_fork.kind():
         return webui_fork
     from hotlora.trainer.hosts import webui_extension
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 from typing import Any, ContextManager
 
 import torch
-from backend import memory_management
+from backend import attention, memory_management
+from backend.nn import unet as host_unet
 from modules import shared
 
 from .fingerprint import fingerprint
 from .forge_model import STEP_BYTES, ForgeModel, family_of
-from .forge_state import PACKED, attention_with_backward, engines, forge_forward, mean_of_the_posterior, plain_texts
+from .forge_objects import attention_with_backward
+from .forge_state import PACKED, engines, forge_forward, mean_of_the_posterior, plain_texts
+from .webui_model import REFINER
 from .webui_queue import queue
 from ..frozen import frozen_forwards
 
@@ -30,7 +33,6 @@ class ForgeBackend(ForgeModel):
         predictor = self._patcher.model.predictor
         kind = KINDS[predictor.prediction_type] if prediction == "auto" else prediction
         super().__init__(family, kind, predictor.alphas_cumprod, next(self.unet.parameters()).dtype)
-        self.base_hash: str = self.file_hash or fingerprint(self.unet, originals=_unpatched(self._patcher, "diffusion_model."))
 
     @property
     def encoder_id(self) -> str:
@@ -43,13 +45,16 @@ class ForgeBackend(ForgeModel):
         embeddings = sorted((name, str(embedding.shorthash)) for engine in engines(self.model)
                             for name, embedding in engine.embeddings.word_embeddings.items())
         patcher = self.model.forge_objects_original.clip.patcher
-        return fingerprint(patcher.model, int(shared.opts.CLIP_stop_at_last_layers), embeddings, "forge", originals=_unpatched(patcher))
+        return fingerprint(patcher.model, int(shared.opts.CLIP_stop_at_last_layers), embeddings, "forge", originals=self._originals(patcher))
 
     def token_count(self, caption: str) -> tuple[int, int]:
         """Forge encodes captions of any length in pieces, so what fits is all of it."""
         with plain_texts(self.model):
             count = engines(self.model)[0].process_texts([caption])[1] + 2
         return count, count
+
+    def _backup(self, patcher: Any) -> dict[str, torch.Tensor]:
+        return patcher.lora_loader.backup
 
     @property
     def _embedder(self) -> Any:
@@ -65,7 +70,7 @@ class ForgeBackend(ForgeModel):
         return plain_texts(self.model)
 
     def _prepared(self) -> tuple[ContextManager[None], ...]:
-        return attention_with_backward(), frozen_forwards(self.unet, forge_forward)
+        return attention_with_backward(host_unet, ("attention_function",), attention.attention_pytorch), frozen_forwards(self.unet, forge_forward)
 
     def _predicting(self) -> tuple[Any, str, Any]:
         return self._patcher.model.predictor, "prediction_type", {kind: name for name, kind in KINDS.items()}[self.prediction.kind]
@@ -76,12 +81,7 @@ def forge_family(model: Any) -> str:
     family = family_of(model, PACKED)
     name, predictor = model.sd_checkpoint_info.name_for_extra, model.forge_objects_original.unet.model.predictor
     if family == "sdxl" and not hasattr(model, "text_processing_engine_l"):
-        raise ValueError(f"{name} is an SDXL refiner; train on the SDXL base")
+        raise ValueError(REFINER.format(name))
     if predictor.prediction_type not in KINDS or not hasattr(predictor, "alphas_cumprod"):
         raise ValueError(f"{name} predicts neither noise nor velocity ({predictor.prediction_type}), and cannot be trained in Forge")
     return family
-
-
-def _unpatched(patcher: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """What a patcher's tensors are without the LoRAs that are merged into them at the moment, by name."""
-    return {key.removeprefix(prefix): x for key, x in patcher.lora_loader.backup.items() if key.startswith(prefix)}

@@ -2,66 +2,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, TypeVar
+from typing import Any
 
-from modules import sd_models, shared
+from modules import sd_models
 
-from . import webui_loras
 from .forge import ForgeBackend, forge_family
 from .forge_objects import forget_network, lora_extension
-from .webui_folders import WebuiFolders
+from .loaded_host import LoadedHost
 from .webui_queue import queue
-from ..backend import Backend
-from ..config import TrainConfig
 from ..needs import family_of_file
 
-T = TypeVar("T")
 
-
-class ForgeHost(WebuiFolders):
+class ForgeHost(LoadedHost):
     """See `trainer.host.Host`. Runs train on the checkpoint that is chosen when they begin; Forge loads it when it is first needed."""
 
+    def __init__(self) -> None:
+        super().__init__(forge_family, _loaded_backend, lora_extension, forget_network)
+
     def base(self) -> dict | None:
+        if _is_loaded():
+            return super().base()
         info = _chosen()
-        return None if info is None else {"name": info.name_for_extra, "family": self._family() or "unknown"}
+        return None if info is None else {"name": info.name_for_extra, "family": family_of_file(info.filename) or "unknown"}
 
     def base_files(self, base_model: str) -> list[Path]:
         info = _chosen()
         return [] if info is None or not Path(info.filename).is_file() else [Path(info.filename)]
 
     def family(self, base_model: str) -> str | None:
-        return self._family()
-
-    def _family(self) -> str | None:
-        if not _is_loaded():
-            info = _chosen()
-            return None if info is None else family_of_file(info.filename)
-        try:
-            return forge_family(sd_models.model_data.sd_model)
-        except ValueError:
-            return None
+        found = super().family(base_model)
+        return None if found == "unknown" else found
 
     def can_train(self) -> str:
         if _chosen() is None:
             return "Forge has no checkpoint; put one into models/Stable-diffusion, then load this page again"
-        if not _is_loaded():
-            return ""
-        try:
-            forge_family(sd_models.model_data.sd_model)
-        except ValueError as error:
-            return str(error)
-        return ""
-
-    def with_backend(self, config: TrainConfig, work: Callable[[Backend], T]) -> T:
-        with queue.held():
-            _load()
-        return work(ForgeBackend(getattr(shared.opts, "hotlora_prediction", "auto")))
-
-    def lora_written(self, name: str, path: Path) -> None:
-        webui_loras.add(lora_extension(), forget_network, name, path)
-
-    def lora_removed(self, name: str) -> None:
-        webui_loras.remove(lora_extension(), forget_network, name)
+        return super().can_train() if _is_loaded() else ""
 
 
 def _chosen() -> Any | None:
@@ -74,11 +49,12 @@ def _is_loaded() -> bool:
     return data.forge_hash == str(data.forge_loading_parameters) and getattr(data.sd_model, "forge_objects_original", None) is not None
 
 
-def _load() -> None:
-    """What Forge does before it draws."""
-    if _chosen() is None or _is_loaded():
-        return
-    try:
-        sd_models.forge_model_reload()
-    except Exception as error:
-        raise ValueError(f"Forge could not load {_chosen().name_for_extra}: {error}") from error
+def _loaded_backend(prediction: str) -> ForgeBackend:
+    """Of the chosen checkpoint, loaded as Forge does before it draws."""
+    with queue.held():
+        if _chosen() is not None and not _is_loaded():
+            try:
+                sd_models.forge_model_reload()
+            except Exception as error:
+                raise ValueError(f"Forge could not load {_chosen().name_for_extra}: {error}") from error
+        return ForgeBackend(prediction)

@@ -9,8 +9,9 @@ from modules import prompt_parser
 from PIL import Image
 from torch import nn
 
+from .fingerprint import fingerprint
 from .forge_objects import bare_objects, check_plain
-from .webui_model import WebuiModel
+from .webui_model import INPAINTING, NO_CHECKPOINT, WebuiModel
 from .webui_queue import queue
 from ..backend import SampleRequest
 from ..checkpointing import set_checkpointing
@@ -21,11 +22,15 @@ STEP_BYTES = 2 << 30
 
 
 class ForgeModel(WebuiModel):
-    """See `trainer.backend.Backend`. What differs between the two hosts is below the line in each of them."""
+    """See `trainer.backend.Backend`; what starts with an underscore and does nothing here is each host's own."""
 
     packed: str
     """The sentence for weights that cannot be trained, with a place for the layer."""
     _taken: ExitStack | None = None
+
+    def __init__(self, family: str, kind: str, alphas_cumprod_T: torch.Tensor, dtype: torch.dtype) -> None:
+        super().__init__(family, kind, alphas_cumprod_T, dtype)
+        self.base_hash: str = self.file_hash or fingerprint(self.unet, originals=self._originals(self._patcher, "diffusion_model."))
 
     @property
     def _patcher(self) -> Any:
@@ -35,6 +40,14 @@ class ForgeModel(WebuiModel):
     @property
     def unet(self) -> nn.Module:
         return self._patcher.model.diffusion_model
+
+    def _backup(self, patcher: Any) -> dict[str, torch.Tensor]:
+        """What a patcher's tensors were before LoRAs were merged into them, by name."""
+        raise NotImplementedError
+
+    def _originals(self, patcher: Any, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Those of the backup below a prefix, named without it."""
+        return {name.removeprefix(prefix): x for name, x in self._backup(patcher).items() if name.startswith(prefix)}
 
     @property
     def _embedder(self) -> Any:
@@ -100,8 +113,7 @@ class ForgeModel(WebuiModel):
                 stack.enter_context(prepared)
             unet.eval()
             stack.callback(set_checkpointing, unet, False)
-            if self._checkpointing:
-                set_checkpointing(unet, True)
+            set_checkpointing(unet, self._checkpointing)
             stack.callback(self._lend)
             self._borrowed = True
             try:
@@ -141,7 +153,7 @@ class ForgeModel(WebuiModel):
 def family_of(model: Any, packed: str) -> str:
     """"sd15", "sd2" or "sdxl". ValueError for no model, and for one that cannot be trained."""
     if getattr(model, "forge_objects_original", None) is None:
-        raise ValueError("no checkpoint is loaded; choose one at the top left of the webui")
+        raise ValueError(NO_CHECKPOINT)
     name = model.sd_checkpoint_info.name_for_extra
     if not (model.is_sd1 or model.is_sd2 or model.is_sdxl):
         raise ValueError(f"{name} is of a kind ({type(model).__name__}) that cannot be trained here; use one of SD 1.x, 2.x or XL")
@@ -150,5 +162,5 @@ def family_of(model: Any, packed: str) -> str:
     if not hasattr(unet, "input_blocks"):
         raise ValueError(f"{name} has a denoiser ({type(unet).__name__}) that cannot be trained here; use one of SD 1.x, 2.x or XL")
     if unet.input_blocks[0][0].in_channels != 4:
-        raise ValueError(f"{name} is made for inpainting, depth or editing, and its denoiser takes more than a picture; use the base that it was made from")
+        raise ValueError(INPAINTING.format(name))
     return "sd15" if model.is_sd1 else "sd2" if model.is_sd2 else "sdxl"

@@ -6,14 +6,15 @@ Which of them is loaded into the modules changes with each prompt; what is not o
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
-from typing import Any, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, Iterator
 
 import torch
 from modules import sd_models, shared
 from torch import nn
 
-from ..frozen import FrozenForward, has_plain_weight, is_linear, is_usual_conv2d
+from .attributes import set_for_now
+from ..frozen import FrozenForward, HalfNorm, frozen_forward, has_plain_weight, is_linear, is_usual_conv2d, safe_attention
 
 _bare: Any = None
 
@@ -40,6 +41,28 @@ class ForgeForward(FrozenForward):
 
     def has_weight_at_hand(self, device: torch.device) -> bool:
         return self.module.weight.device == device
+
+
+def layer_forward(module: nn.Module, operations: Any) -> Callable | None:
+    """What is put over a layer while it is trained, None for one that is left as it is; `operations` is the host's module of layers."""
+    if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
+        return HalfNorm(module)
+    if type(module).forward.__module__ == operations.__name__ and (is_linear(module) or is_usual_conv2d(module)):
+        return ForgeForward(module)
+    return frozen_forward(module)
+
+
+@contextmanager
+def attention_with_backward(owner: Any, names: tuple[str, ...], attention: Callable) -> Iterator[None]:
+    """The host's way by torch (`attention`) in place of what the user has chosen, which `owner` has under `names`: others have a slow backward or none."""
+    def safe(q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        with safe_attention(q):
+            return attention(q, *args, **kwargs)
+
+    with ExitStack() as stack:
+        for name in names:
+            set_for_now(stack, owner, name, safe)
+        yield
 
 
 def check_plain(unet: nn.Module, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What Forge has set up for drawing, prepared for training and put back: its layers, its attention, its text engines."""
+"""What Forge has set up for drawing, prepared for training and put back: its layers, its autoencoder, its text engines."""
 from __future__ import annotations
 
 import sys
@@ -7,14 +7,14 @@ from typing import Any, Callable, Iterator
 
 import backend.nn.unet
 import torch
-from backend import attention, operations
+from backend import operations
 from backend.text_processing import emphasis
 from torch import nn
 
 from .attributes import set_for_now
-from .forge_objects import ForgeForward
+from .forge_objects import layer_forward
 from .webui_model import plain_captions
-from ..frozen import HalfNorm, frozen_forward, is_linear, is_usual_conv2d, safe_attention
+from ..frozen import HalfNorm
 
 
 class CopyingNorm(HalfNorm):
@@ -38,28 +38,13 @@ def forge_forward(module: nn.Module) -> Callable | None:
     """What is put over a layer of Forge while it is trained; None for a layer that is left as it is."""
     if type(module) is backend.nn.unet.BasicTransformerBlock:
         return CopyingBlock(module)
-    if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
-        return CopyingNorm(module) if isinstance(module, nn.LayerNorm) else HalfNorm(module)
-    if type(module).forward.__module__ == operations.__name__ and (is_linear(module) or is_usual_conv2d(module)):
-        return ForgeForward(module)
-    return frozen_forward(module)
+    if isinstance(module, nn.LayerNorm) and module.weight is not None:
+        return CopyingNorm(module)
+    return layer_forward(module, operations)
 
 
 PACKED = ("the checkpoint is held in a packed form ({}), which cannot be trained; set \"Diffusion in Low Bits\" at the top of Forge to Automatic or a float8 form, and "
           "use a checkpoint file that is not packed itself (GGUF, NF4, scaled float8)")
-
-
-@contextmanager
-def attention_with_backward() -> Iterator[None]:
-    """torch's own attention in place of the user's choice: others have a slow backward or none."""
-    with ExitStack() as stack:
-        set_for_now(stack, backend.nn.unet, "attention_function", _attention)
-        yield
-
-
-def _attention(q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    with safe_attention(q):
-        return attention.attention_pytorch(q, *args, **kwargs)
 
 
 @contextmanager

@@ -4,24 +4,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Callable, TypeVar
 
-from modules import sd_models, shared
+import torch
+from modules import devices, sd_models, shared
+from modules.paths_internal import data_path, models_path
 
 from . import webui_loras
-from .webui_folders import WebuiFolders
 from ..backend import Backend
 from ..config import TrainConfig
 
 T = TypeVar("T")
 
 
-class LoadedHost(WebuiFolders):
+class LoadedHost:
     """See `trainer.host.Host`. `family_of` tells the family of a loaded model and raises ValueError for one that cannot be trained; `make_backend`
     takes the kind of prediction; `lora_extension` and `forget_network` are what `webui_loras` needs."""
 
+    name = "webui"
+    token_limit = None  # longer captions are encoded in pieces
+
     def __init__(self, family_of: Callable[[Any], str], make_backend: Callable[[str], Backend], lora_extension: Callable[[], Any],
                  forget_network: Callable[[str], None]) -> None:
-        super().__init__()
+        self.home = Path(data_path).resolve() / "hotlora"
         self._family_of, self._make_backend, self._lora_extension, self._forget_network = family_of, make_backend, lora_extension, forget_network
+
+    @property
+    def gallery_roots(self) -> list[Path] | None:
+        """Any folder for who sits at this machine; those of the settings where others on the network reach the webui."""
+        if not shared.cmd_opts.webui_is_non_local:
+            return None
+        return [Path(line.strip()) for line in getattr(shared.opts, "hotlora_gallery_roots", "").splitlines() if line.strip()]
+
+    def lora_folders(self) -> list[Path]:
+        folders = [shared.cmd_opts.lora_dir, getattr(shared.cmd_opts, "lyco_dir_backcompat", None)]
+        return [Path(folder) for folder in dict.fromkeys(folders) if folder]
+
+    def model_folders(self) -> list[Path]:
+        return [Path(models_path)]
+
+    def bases(self) -> list[str]:
+        return []
+
+    def device(self) -> torch.device:
+        return torch.device(devices.device)
 
     def base(self) -> dict | None:
         model = sd_models.model_data.sd_model

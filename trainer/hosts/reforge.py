@@ -2,21 +2,21 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, ContextManager, Iterator
+from functools import partial
+from typing import Any, ContextManager, Iterator
 
 import ldm_patched.ldm.modules.attention as host_attention
 import torch
 from ldm_patched.modules import model_base, model_management, model_sampling, ops
-from modules import sd_hijack, shared
-from torch import nn
+from modules import shared
 
 from .attributes import set_for_now
 from .fingerprint import fingerprint
 from .forge_model import STEP_BYTES, ForgeModel, family_of
-from .forge_objects import ForgeForward
-from .webui_model import plain_captions
+from .forge_objects import attention_with_backward, layer_forward
+from .webui_model import REFINER, count_tokens, plain_captions, user_embeddings
 from .webui_queue import queue
-from ..frozen import HalfNorm, frozen_forward, frozen_forwards, is_linear, is_usual_conv2d, safe_attention
+from ..frozen import frozen_forwards
 
 KINDS = {model_sampling.EPS.calculate_denoised: "eps", model_sampling.V_PREDICTION.calculate_denoised: "v"}
 TYPES = {"eps": model_base.ModelType.EPS, "v": model_base.ModelType.V_PREDICTION}
@@ -37,7 +37,6 @@ class ReforgeBackend(ForgeModel):
         sampling = self._patcher.model.model_sampling
         kind = KINDS[type(sampling).calculate_denoised] if prediction == "auto" else prediction
         super().__init__(family, kind, 1 / (1 + sampling.sigmas.detach().cpu().double() ** 2), next(self.unet.parameters()).dtype)
-        self.base_hash: str = self.file_hash or fingerprint(self.unet, originals=_unpatched(self._patcher, "diffusion_model."))
 
     @property
     def encoder_id(self) -> str:
@@ -48,16 +47,16 @@ class ReforgeBackend(ForgeModel):
     @property
     def text_id(self) -> str:
         """With all that the host lets change what a text becomes: CLIP skip, where long texts are cut, and the user's own embeddings."""
-        embeddings = sorted((name, str(embedding.shorthash)) for name, embedding in sd_hijack.model_hijack.embedding_db.word_embeddings.items())
         patcher, opts = self.model.forge_objects_original.clip.patcher, shared.opts
-        return fingerprint(patcher.model, int(opts.CLIP_stop_at_last_layers), opts.comma_padding_backtrack, embeddings, "reforge",
-                           originals=_unpatched(patcher))
+        return fingerprint(patcher.model, int(opts.CLIP_stop_at_last_layers), opts.comma_padding_backtrack, user_embeddings(), "reforge",
+                           originals=self._originals(patcher))
 
     def token_count(self, caption: str) -> tuple[int, int]:
         """reForge encodes captions of any length in pieces, so what fits is all of it."""
-        with plain_captions():
-            count = sd_hijack.model_hijack.get_prompt_lengths(caption)[0] + 2
-        return count, count
+        return count_tokens(caption)
+
+    def _backup(self, patcher: Any) -> dict[str, torch.Tensor]:
+        return {name: kept.weight for name, kept in patcher.backup.items()}
 
     @property
     def _embedder(self) -> Any:
@@ -77,7 +76,8 @@ class ReforgeBackend(ForgeModel):
         return plain_captions()
 
     def _prepared(self) -> tuple[ContextManager[None], ...]:
-        return attention_with_backward(), frozen_forwards(self.unet, reforge_forward)
+        attention = attention_with_backward(host_attention, ("optimized_attention", "optimized_attention_masked"), host_attention.attention_pytorch)
+        return attention, frozen_forwards(self.unet, partial(layer_forward, operations=ops))
 
     def _predicting(self) -> tuple[Any, str, Any]:
         model = self._patcher.model
@@ -85,40 +85,12 @@ class ReforgeBackend(ForgeModel):
         return model, "model_sampling", model.model_sampling if own else model_base.model_sampling(model.model_config, TYPES[self.prediction.kind])
 
 
-def reforge_forward(module: nn.Module) -> Callable | None:
-    """What is put over a layer of reForge while it is trained; None for a layer that is left as it is."""
-    if isinstance(module, (nn.GroupNorm, nn.LayerNorm)) and module.weight is not None:
-        return HalfNorm(module)
-    if type(module).forward.__module__ == ops.__name__ and (is_linear(module) or is_usual_conv2d(module)):
-        return ForgeForward(module)
-    return frozen_forward(module)
-
-
-@contextmanager
-def attention_with_backward() -> Iterator[None]:
-    """torch's own attention in place of the user's choice: others have a slow backward or none."""
-    with ExitStack() as stack:
-        for name in ("optimized_attention", "optimized_attention_masked"):
-            set_for_now(stack, host_attention, name, _attention)
-        yield
-
-
-def _attention(q: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    with safe_attention(q):
-        return host_attention.attention_pytorch(q, *args, **kwargs)
-
-
 def reforge_family(model: Any) -> str:
     """As `family_of`, of a checkpoint in reForge."""
     family = family_of(model, PACKED)
     name, sampling = model.sd_checkpoint_info.name_for_extra, model.forge_objects_original.unet.model.model_sampling
     if family == "sdxl" and "aesthetic_score" in [getattr(embedder, "input_key", None) for embedder in model.conditioner.embedders]:
-        raise ValueError(f"{name} is an SDXL refiner; train on the SDXL base")
+        raise ValueError(REFINER.format(name))
     if type(sampling).calculate_denoised not in KINDS or not isinstance(sampling, model_sampling.ModelSamplingDiscrete):
         raise ValueError(f"{name} predicts neither noise nor velocity ({type(sampling).__mro__[1].__name__}), and cannot be trained in reForge")
     return family
-
-
-def _unpatched(patcher: Any, prefix: str = "") -> dict[str, torch.Tensor]:
-    """What a patcher's tensors are without the LoRAs that are merged into them at the moment, by name."""
-    return {key.removeprefix(prefix): kept.weight for key, kept in patcher.backup.items() if key.startswith(prefix)}

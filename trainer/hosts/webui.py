@@ -7,12 +7,12 @@ from typing import Any, Iterator
 import ldm.modules.distributions.distributions
 import sgm.modules.distributions.distributions
 import torch
-from modules import devices, lowvram, prompt_parser, sd_hijack, shared
+from modules import devices, lowvram, prompt_parser, shared
 from PIL import Image
 from torch import nn
 
 from .fingerprint import fingerprint
-from .webui_model import WebuiModel, plain_captions
+from .webui_model import INPAINTING, NO_CHECKPOINT, REFINER, WebuiModel, count_tokens, plain_captions, user_embeddings
 from .webui_queue import queue
 from .webui_state import attention_with_backward, no_checkpointing, own_unet, pin_unet, webui_forward, whole_attention, without_loras
 from ..backend import BaseChanged, SampleRequest
@@ -53,10 +53,9 @@ class WebuiBackend(WebuiModel):
     @property
     def text_id(self) -> str:
         """With all that the host lets change what a text becomes: CLIP skip, where long texts are cut, and the user's own embeddings."""
-        embeddings = sorted((name, str(embedding.shorthash)) for name, embedding in sd_hijack.model_hijack.embedding_db.word_embeddings.items())
         opts = shared.opts
         return fingerprint(self.model.cond_stage_model, opts.CLIP_stop_at_last_layers, getattr(opts, "sdxl_clip_l_skip", False),
-                           opts.comma_padding_backtrack, embeddings)
+                           opts.comma_padding_backtrack, user_embeddings())
 
     def encode_image(self, x_B3HW: torch.Tensor) -> torch.Tensor:
         model = self.model
@@ -88,9 +87,7 @@ class WebuiBackend(WebuiModel):
 
     def token_count(self, caption: str) -> tuple[int, int]:
         """The webui encodes captions of any length in pieces, so what fits is all of it."""
-        with plain_captions():
-            count = sd_hijack.model_hijack.get_prompt_lengths(caption)[0] + 2
-        return count, count
+        return count_tokens(caption)
 
     def predict(self, z_t_BCHW: torch.Tensor, t_B: torch.Tensor, cond: dict[str, torch.Tensor], size_B6: torch.Tensor) -> torch.Tensor:
         assert self._borrowed, "predict outside of borrow()"
@@ -111,8 +108,7 @@ class WebuiBackend(WebuiModel):
                 stack.enter_context(prepared)
             unet.eval()
             stack.callback(set_checkpointing, unet, False)
-            if self._checkpointing:
-                set_checkpointing(unet, True)
+            set_checkpointing(unet, self._checkpointing)
             stack.callback(self._bring_back, model.first_stage_model, model.cond_stage_model)
             self._borrowed = True
             try:
@@ -156,7 +152,7 @@ class WebuiBackend(WebuiModel):
 def family_of(model: Any) -> str:
     """"sd15", "sd2" or "sdxl". ValueError for no model, and for one that cannot be trained."""
     if model is None:
-        raise ValueError("no checkpoint is loaded; choose one at the top left of the webui")
+        raise ValueError(NO_CHECKPOINT)
     if shared.cmd_opts.lowvram:
         raise ValueError("--lowvram moves the model to the GPU piece by piece, and training needs it as a whole; start the webui with --medvram instead")
     name = model.sd_checkpoint_info.name_for_extra
@@ -164,12 +160,12 @@ def family_of(model: Any) -> str:
         raise ValueError(f"{name} is a Stable Diffusion 3 model, which cannot be trained in the webui; use one of SD 1.x, 2.x or XL")
     unet = model.model.diffusion_model
     if unet.in_channels != 4 or unet.out_channels != 4 or model.model.conditioning_key not in ("crossattn", None):
-        raise ValueError(f"{name} is made for inpainting, depth or editing, and its denoiser takes more than a picture; use the base that it was made from")
+        raise ValueError(INPAINTING.format(name))
     if not model.is_sdxl:
         return "sd2" if model.is_sd2 else "sd15"
     keys = [getattr(embedder, "input_key", None) for embedder in model.conditioner.embedders]
     if "aesthetic_score" in keys:
-        raise ValueError(f"{name} is an SDXL refiner; train on the SDXL base")
+        raise ValueError(REFINER.format(name))
     if [key for key in keys if key != "txt"] != list(SIZES):
         raise ValueError(f"{name} has a text conditioner that is not SDXL's; use an SDXL base")
     return "sdxl"

@@ -4,16 +4,15 @@ The webui forgets all callbacks and runs its scripts anew when its UI is reloade
 """
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
 from typing import Any
 
 import gradio as gr
 from modules import script_callbacks, shared
 
+from . import webui_fork
 from .fastapi_routes import register as register_routes, webui_login
 from .loaded_host import LoadedHost
-from .webui_folders import WebuiFolders
 from ..api import Api, Policy
 from ..api.guard import loopback_names
 from ..jobs import JobQueue
@@ -31,21 +30,20 @@ def register() -> None:
 
 
 @lru_cache
-def host() -> WebuiFolders:
-    if "modules_forge" not in sys.modules:
-        from .webui import WebuiBackend, family_of
+def host() -> LoadedHost:
+    kind = webui_fork.kind()
+    if kind == "forge":
+        from .forge_host import ForgeHost
+
+        return ForgeHost()
+    if kind == "reforge":
+        from .forge_objects import forget_network, lora_extension
+        from .reforge import ReforgeBackend as Backend, reforge_family as family_of
+    else:
+        from .webui import WebuiBackend as Backend, family_of
         from .webui_state import forget_network, lora_extension
 
-        return LoadedHost(family_of, WebuiBackend, lora_extension, forget_network)
-    from .forge_objects import forget_network, lora_extension
-
-    if "ldm_patched" in sys.modules:
-        from .reforge import ReforgeBackend, reforge_family
-
-        return LoadedHost(reforge_family, ReforgeBackend, lora_extension, forget_network)
-    from .forge_host import ForgeHost
-
-    return ForgeHost()
+    return LoadedHost(family_of, Backend, lora_extension, forget_network)
 
 
 @lru_cache

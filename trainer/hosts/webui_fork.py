@@ -14,22 +14,24 @@ TITLE, TAB = "HotLoRA", "hotlora"
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def is_one() -> bool:
-    """Whether HotLoRA runs in such a fork. In Forge and reForge it trains."""
+def kind() -> str:
+    """"webui", "forge" or "reforge", in which HotLoRA trains; "" in another fork, which it does not know."""
     # loaded, not only there: a change from a fork to the webui in the same folder can leave the package's folder behind
     if "modules_forge" not in sys.modules:
-        return False
+        return "webui"
     try:
-        if "ldm_patched" in sys.modules:
-            # not in forks of Forge's first year, whose blocks add in place and whose patchers keep weights in another form
-            from ldm_patched.modules import patcher_extension  # noqa: F401
-
-            from . import reforge  # noqa: F401
-        else:
+        if "ldm_patched" not in sys.modules:
             from . import forge  # noqa: F401
+
+            return "forge"
+        # not in forks of Forge's first year, whose blocks add in place and whose patchers keep weights in another form
+        from ldm_patched.modules import patcher_extension  # noqa: F401
+
+        from . import reforge  # noqa: F401
+
+        return "reforge"
     except (ImportError, AttributeError):
-        return True
-    return False
+        return ""
 
 
 def register() -> None:

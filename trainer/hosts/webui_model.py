@@ -1,11 +1,11 @@
-"""What a checkpoint that stable-diffusion-webui or Forge holds has in common, seen as a backend."""
+"""What a checkpoint that stable-diffusion-webui or one of its forks holds has in common, seen as a backend."""
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
 from typing import Any, Iterator
 
 import torch
-from modules import devices, sd_models, shared
+from modules import devices, sd_hijack, sd_models, shared
 from PIL import Image
 from torch import nn
 
@@ -16,9 +16,13 @@ from ..checkpointing import set_checkpointing
 from ..lora_keys import diffusers_path, layout_of
 from ..objective import Prediction
 
+NO_CHECKPOINT = "no checkpoint is loaded; choose one at the top left of the webui"
+INPAINTING = "{} is made for inpainting, depth or editing, and its denoiser takes more than a picture; use the base that it was made from"
+REFINER = "{} is an SDXL refiner; train on the SDXL base"
+
 
 class WebuiModel:
-    """The part of a `trainer.backend.Backend` that is the same in both hosts. The model object is looked up anew each time: the host may
+    """The part of a `trainer.backend.Backend` that is the same in these hosts. The model object is looked up anew each time: the host may
     have loaded the same file again."""
 
     size_step = 64
@@ -70,11 +74,11 @@ class WebuiModel:
             path = diffusers_path(path, self._layout)
         return f"lora_{component}_{path.replace('.', '_')}"
 
-    def _draw(self, request: SampleRequest, *kept: Any) -> list[Image.Image]:
-        """The pictures by the host's own sampler (Euler); prompts are what one types in txt2img, without tags. `kept` as `draw` takes it."""
+    def _draw(self, request: SampleRequest, *prediction: Any) -> list[Image.Image]:
+        """The pictures by the host's own sampler (Euler); prompts are what one types in txt2img, without tags. `prediction` as `draw` takes it."""
         guidance = self.default_guidance if request.guidance is None else request.guidance
         size = request.width or self.resolution, request.height or self.resolution
-        pictures = [draw(self.model, request, i, guidance, *size, self.latent_channels, kept)
+        pictures = [draw(self.model, request, i, guidance, *size, self.latent_channels, prediction)
                     for i in range(len(request.prompts)) if not request.cancelled()]
         return [picture for picture in pictures if picture is not None]
 
@@ -99,6 +103,18 @@ class WebuiModel:
 
     def free_memory(self) -> None:
         devices.torch_gc()
+
+
+def count_tokens(caption: str) -> tuple[int, int]:
+    """Tokens of a caption with start and end marks, and as many that fit: long ones are encoded in pieces."""
+    with plain_captions():
+        count = sd_hijack.model_hijack.get_prompt_lengths(caption)[0] + 2
+    return count, count
+
+
+def user_embeddings() -> list[tuple[str, str]]:
+    """Names and hashes of the user's own embeddings, which change what a text becomes."""
+    return sorted((name, str(embedding.shorthash)) for name, embedding in sd_hijack.model_hijack.embedding_db.word_embeddings.items())
 
 
 @contextmanager
